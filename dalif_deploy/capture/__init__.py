@@ -1,0 +1,1 @@
+"""nn.Module, checkpoint or file -> SpikingGraph."""

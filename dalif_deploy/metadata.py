@@ -1,0 +1,141 @@
+"""What an exported file says of itself, as strings: the same keys in ONNX's metadata_props and in NIR.
+
+A runtime that reads a file learns from here what the format has no field for: how many timesteps, how the
+input is encoded, which tensors are neuron layers, and how the readout reduces time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, cast, get_args
+
+from dalif_deploy.encoding import Encoding, InputSpec
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.nodes import Array, ReadoutMode, ResetRule, TensorKind, ThresholdRule
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class LayerMetadata:
+    """One neuron layer. `shape` without batch and time; parameters are numbers, or nested lists where they
+    are per channel or per neuron. `alpha` and `beta` are the trained values; `v_threshold` and `v_reset` are
+    those of the folded graph; `potential_scale` turns its potential into the trained model's units."""
+
+    name: str
+    shape: tuple[int, ...]
+    alpha: Any
+    beta: Any
+    v_threshold: Any
+    v_reset: Any
+    reset: ResetRule
+    fires_at: ThresholdRule
+    potential_scale: Any
+
+
+@dataclass(frozen=True)
+class FileMetadata:
+    """The metadata of one exported file; `extra` holds further entries (source hash, tool version, ...)."""
+
+    input: InputSpec
+    input_kind: TensorKind
+    readout: ReadoutMode
+    layers: tuple[LayerMetadata, ...]
+    class_names: tuple[str, ...] = ()
+    fold_log: tuple[str, ...] = ()
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, graph: SpikingGraph, **extra: str) -> Self:
+        """The metadata of a folded graph."""
+
+        def plain(values: Array) -> Any:
+            return values.tolist()
+
+        layers = tuple(
+            LayerMetadata(
+                name=neuron.name,
+                shape=graph.types[neuron.name].shape,
+                alpha=plain(neuron.alpha if neuron.trained_alpha is None else neuron.trained_alpha),
+                beta=plain(neuron.beta),
+                v_threshold=plain(neuron.v_threshold),
+                v_reset=plain(neuron.v_reset),
+                reset=neuron.reset,
+                fires_at=neuron.fires_at,
+                potential_scale=plain(neuron.potential_scale),
+            )
+            for neuron in graph.neurons
+        )
+        return cls(
+            input=graph.input_spec,
+            input_kind=graph.input.kind,
+            readout=graph.readout.mode,
+            layers=layers,
+            class_names=graph.class_names,
+            fold_log=graph.history,
+            extra=dict(extra),
+        )
+
+    def to_strings(self) -> dict[str, str]:
+        """Flat string entries; whatever is no plain string is JSON."""
+        encoding = self.input.encoding
+        return {
+            "dalif_deploy_format": FORMAT_VERSION,
+            "timesteps": str(self.input.timesteps),
+            "input": json.dumps({"shape": self.input.shape, "temporal": self.input.temporal, "kind": self.input_kind}),
+            "encoding": json.dumps(
+                {"kind": encoding.kind, "scale": encoding.scale, "mean": encoding.mean, "std": encoding.std}
+            ),
+            "readout": self.readout,
+            "layers": json.dumps([vars(layer) for layer in self.layers]),
+            "class_names": json.dumps(self.class_names),
+            "fold_log": json.dumps(self.fold_log),
+            **self.extra,
+        }
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str], *, source: str) -> Self:
+        """Read back; `source` names the file in errors. Raises `DalifError` (FOREIGN_FILE, FILE_DAMAGED)."""
+        version = strings.get("dalif_deploy_format")
+        if version is None:
+            raise DalifError(
+                Code.FOREIGN_FILE, f"{source}: not written by dalif-export (it lacks the metadata that says "
+                "which tensors are neurons and how many timesteps there are); export it again from the model"
+            )  # fmt: skip
+        if version != FORMAT_VERSION:
+            raise DalifError(
+                Code.FOREIGN_FILE,
+                f"{source}: metadata format {version}, this version reads {FORMAT_VERSION}; update dalif_deploy",
+            )
+        known = set(cls.__dataclass_fields__) | {"timesteps", "encoding", "dalif_deploy_format"}
+        try:
+            spec = json.loads(strings["input"])
+            encoding: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in json.loads(strings["encoding"]).items()
+            }
+            layers = []
+            for entry in json.loads(strings["layers"]):
+                layers.append(LayerMetadata(**{**entry, "shape": tuple(entry["shape"])}))
+                if entry["reset"] not in get_args(ResetRule) or entry["fires_at"] not in get_args(ThresholdRule):
+                    raise ValueError("unknown reset or threshold rule")
+            if strings["readout"] not in get_args(ReadoutMode):
+                raise ValueError("unknown readout")
+            return cls(
+                input=InputSpec(
+                    tuple(spec["shape"]), bool(spec["temporal"]), int(strings["timesteps"]), Encoding(**encoding)
+                ),
+                input_kind=spec["kind"],
+                readout=cast(ReadoutMode, strings["readout"]),
+                layers=tuple(layers),
+                class_names=tuple(json.loads(strings["class_names"])),
+                fold_log=tuple(json.loads(strings["fold_log"])),
+                extra={key: value for key, value in strings.items() if key not in known},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DalifError(
+                Code.FILE_DAMAGED, f"{source}: its metadata cannot be read ({type(error).__name__}: {error})"
+            ) from error

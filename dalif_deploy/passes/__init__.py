@@ -1,0 +1,1 @@
+"""SpikingGraph -> SpikingGraph; one module a pass."""

@@ -1,0 +1,1 @@
+"""SpikingGraph -> a file format's own object; one module a format. Exporters write no files."""

@@ -1,0 +1,1 @@
+"""SpikingGraph or exported file -> Recording; one module a runtime."""

@@ -101,6 +101,18 @@ class Input(Node):
         return TensorType(self.shape, self.temporal, self.kind, 1 if self.kind == "spike" else None)
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Zeros(Node):
+    """Zeros of a shape, the same at every timestep: what a layer is fed whose input gain is 0."""
+
+    shape: tuple[int, ...]
+
+    arity: ClassVar[int | None] = 0
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        return TensorType(self.shape, False)
+
+
 def _weighted(inputs: Sequence[TensorType], shape: tuple[int, ...]) -> TensorType:
     return TensorType(shape, inputs[0].temporal)
 
@@ -362,7 +374,7 @@ def _broadcasts(node: Node, key: str, value: Array, shape: tuple[int, ...]) -> N
 KINDS: Mapping[str, type[Node]] = {
     kind.__name__: kind
     for kind in (
-        Input, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Readout,
+        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Readout,
     )
 }  # fmt: skip
 """Every node kind by name, for files that store a graph."""

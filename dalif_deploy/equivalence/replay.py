@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout
+from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
 from dalif_deploy.operators import Values, evaluate, reduce_time
 from dalif_deploy.recording import Recording, SpikeTrain
 
@@ -103,6 +103,8 @@ class _Replay:
         if isinstance(node, Input):
             x = self.inputs[:, t] if node.temporal else self.inputs
             return x, np.abs(x) if self.magnitudes else None
+        if isinstance(node, Zeros):
+            return self._zeros(node.shape)
         sources = [self._source(edge, t) for edge in node.inputs]
         if isinstance(node, Neuron):
             spikes = self._integrate(node, *sources[0], t)
@@ -119,8 +121,11 @@ class _Replay:
             return self.values[edge.source]
         if t >= edge.delay:
             return self.past[edge.source][t - edge.delay]
-        nothing = np.zeros((len(self.inputs), *self.graph.types[edge.source].shape))
-        return nothing, nothing if self.magnitudes else None
+        return self._zeros(self.graph.types[edge.source].shape)
+
+    def _zeros(self, shape: tuple[int, ...]) -> tuple[Values, Values | None]:
+        zeros = np.zeros((len(self.inputs), *shape))
+        return zeros, zeros if self.magnitudes else None
 
     def _evaluate(self, node: Node, sources: list[tuple[Values, Values | None]]) -> tuple[Values, Values | None]:
         value = evaluate(node, [value for value, _ in sources])

@@ -1,1 +1,27 @@
-"""SpikingGraph -> SpikingGraph; one module a pass."""
+"""SpikingGraph -> SpikingGraph; one module a pass, its rules in the module's docstring.
+
+After them a network is what every target knows: weights, and leaky neurons with V = beta H + X. The leak
+beta needs no pass: it is the neuron's own.
+"""
+
+from __future__ import annotations
+
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.passes.contract import Pass
+from dalif_deploy.passes.fold_alpha import fold_alpha
+from dalif_deploy.passes.fold_batchnorm import fold_batchnorm
+from dalif_deploy.passes.sum_pools import sum_pools
+
+FOLDING: tuple[Pass, ...] = (fold_batchnorm, fold_alpha, sum_pools)
+"""The passes that folding runs, in this order."""
+
+
+def fold(graph: SpikingGraph) -> SpikingGraph:
+    """The folded graph of a training graph: no BatchNorm, alpha = 1 everywhere, sum pools for average pools.
+
+    Weights stay float64; rounding is left to the exporter. Equal to the training graph in exact arithmetic;
+    `dalif_deploy.deploy` proves it on the graph at hand. Raises `DalifError` (BAD_GRAPH).
+    """
+    for step in FOLDING:
+        graph = step(graph)
+    return graph

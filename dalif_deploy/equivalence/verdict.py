@@ -1,0 +1,151 @@
+"""The verdict: what was compared, what was found, and what it amounts to. Data only, and its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+from dalif_deploy.equivalence.judge import Contradiction
+from dalif_deploy.equivalence.parameters import ParameterDifference
+
+
+class Outcome(IntEnum):
+    """What a comparison amounts to, from best to worst.
+
+    EXACT: no spike differs. ROUNDING: spikes differ, and rounding explains every one. UNPROVED: rounding might
+    explain it, but no bound is known for a node kind. DIVERGENT: rounding does not explain it.
+    """
+
+    EXACT = 0
+    ROUNDING = 1
+    UNPROVED = 2
+    DIVERGENT = 3
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate's spikes against a reference's.
+
+    `origins`: every contradiction, those outside the bound first, then by (t, layer, sample, index).
+    `prediction_changes`: samples whose largest logit is another. Differences of logits are absolute.
+    """
+
+    name: str
+    outcome: Outcome
+    samples: int
+    spikes_compared: int
+    spikes_differing: int
+    samples_differing: int
+    origins: tuple[Contradiction, ...]
+    max_logit_difference: float
+    prediction_changes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types, with the keys of the verdict's schema."""
+        return {
+            "name": self.name,
+            "verdict": str(self.outcome),
+            "samples": self.samples,
+            "spikes_compared": self.spikes_compared,
+            "spikes_differing": self.spikes_differing,
+            "samples_differing": self.samples_differing,
+            "origins": [origin.as_json() for origin in self.origins],
+            "max_logit_difference": self.max_logit_difference,
+            "prediction_changes": self.prediction_changes,
+        }
+
+
+@dataclass(frozen=True)
+class RuntimeComparison:
+    """One runtime, and the file it ran where there is one.
+
+    `tensors_differing`: parameters of the file that are not what an export of the model has, exercised by the
+    data or not; any of them makes the outcome divergent. `accuracy`: where labels were given.
+    `synaptic_operations`: per sample, of runtimes that count them.
+    """
+
+    comparison: Comparison
+    description: str
+    file: str | None = None
+    tensors_differing: tuple[ParameterDifference, ...] = ()
+    notes: tuple[str, ...] = ()
+    accuracy: float | None = None
+    synaptic_operations: float | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The comparison's, or divergent where the file's parameters differ."""
+        return Outcome.DIVERGENT if self.tensors_differing else self.comparison.outcome
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types. `uncertain` and `certified_samples` await per-neuron-step error bounds."""
+        return {
+            **self.comparison.as_json(),
+            "verdict": str(self.outcome),
+            "file": self.file,
+            "description": self.description,
+            "uncertain": [],
+            "certified_samples": None,
+            "tensors_differing": [difference.as_json() for difference in self.tensors_differing],
+            "notes": list(self.notes),
+            "accuracy": self.accuracy,
+            "synaptic_operations": self.synaptic_operations,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All links and runtimes of one verification.
+
+    `links`: "module" (the user's own module against the training graph; None where it cannot be had) and
+    "folding" (training graph against folded graph, both float64). `rates`: the share of neuron-steps that fired
+    in the reference, by layer.
+    """
+
+    samples: int
+    timesteps: int
+    reference: str
+    links: Mapping[str, Comparison | None]
+    rates: Mapping[str, float]
+    runtimes: tuple[RuntimeComparison, ...] = ()
+    accuracy: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def outcome(self) -> Outcome:
+        """The worst of links and runtimes."""
+        return worst([*(link.outcome for link in self.links.values() if link), *(r.outcome for r in self.runtimes)])
+
+    @property
+    def vacuous(self) -> tuple[str, ...]:
+        """Layers that fired on none or on all neuron-steps: comparing them proves nothing."""
+        return tuple(name for name, rate in self.rates.items() if rate in (0.0, 1.0))
+
+    def passes(self, *, strict: bool = False) -> bool:
+        """Whether nothing diverged; with `strict`, whether no spike differed at all."""
+        return self.outcome <= (Outcome.EXACT if strict else Outcome.ROUNDING)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types only."""
+        return {
+            "verdict": str(self.outcome),
+            "samples": self.samples,
+            "timesteps": self.timesteps,
+            "reference": self.reference,
+            "links": {name: link.as_json() if link else None for name, link in self.links.items()},
+            "rates": dict(self.rates),
+            "vacuous": list(self.vacuous),
+            "accuracy": self.accuracy,
+            "notes": list(self.notes),
+            "runtimes": [runtime.as_json() for runtime in self.runtimes],
+        }
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The worst of them; exact where there are none."""
+    return max(outcomes, default=Outcome.EXACT)

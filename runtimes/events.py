@@ -45,7 +45,7 @@ from dalif_deploy.nodes import (
 )
 from dalif_deploy.operators import Values, average_divisors, evaluate, reduce_time
 from dalif_deploy.recording import Operations, Recording
-from dalif_deploy.runtimes.stepping import require_membrane_only, run_steps
+from dalif_deploy.runtimes.stepping import require_membrane_only, rounded_parameters, run_steps
 
 Indices = NDArray[np.intp]
 
@@ -85,7 +85,10 @@ class EventsRuntime:
             _require_folded(node)
         self._graph = graph
         self._dtype = np.dtype(dtype)
-        self._nodes = {node.name: _rounded(node, self._dtype) for node in graph.nodes}
+        self._nodes: dict[str, Node] = {}
+        for node in graph.nodes:
+            rounded: dict[str, Any] = rounded_parameters(node, self._dtype, self.name)
+            self._nodes[node.name] = replace(node, **rounded)
         self._scatters = {node.name: self._scatter_of(node) for node in graph.nodes if self._event_fed(node)}
 
     @property
@@ -272,12 +275,6 @@ def _reached(size: int, outputs: int, kernel: int, stride: int, padding: int, di
     offset = np.arange(size) + padding - np.arange(kernel)[:, None] * dilation
     output, remainder = np.divmod(offset, stride)
     return np.where((remainder == 0) & (output >= 0) & (output < outputs), output, -1)
-
-
-def _rounded(node: Node, dtype: np.dtype[np.floating]) -> Node:
-    """The runtime's own copy of a node, its parameters rounded to the runtime's dtype once."""
-    rounded: dict[str, Any] = {key: array.astype(dtype) for key, array in node.arrays().items()}
-    return replace(node, **rounded)
 
 
 def _require_folded(node: Node) -> None:

@@ -106,6 +106,21 @@ def require_membrane_only(graph: SpikingGraph, runtime: str) -> None:
             )
 
 
+def rounded_parameters(node: Node, dtype: np.dtype[np.floating], runtime: str) -> dict[str, NDArray[np.floating]]:
+    """A node's arrays rounded to `dtype`, once. Raises `DalifError` (RUNTIME_CANNOT_RUN) beyond its range."""
+    rounded = {}
+    for key, values in node.arrays().items():
+        with np.errstate(over="ignore"):
+            rounded[key] = values.astype(dtype)
+        if (np.isinf(rounded[key]) & np.isfinite(values)).any():
+            raise DalifError(
+                Code.RUNTIME_CANNOT_RUN,
+                f"node '{node.name}' ({type(node).__name__}): {key} has values beyond {dtype}; run the "
+                f"{runtime} runtime in float64",
+            )
+    return rounded
+
+
 def _past(graph: SpikingGraph) -> dict[str, deque[V]]:
     """For every source of a delayed edge, room for as many past values as its longest delay."""
     longest: dict[str, int] = {}

@@ -34,7 +34,7 @@ from dalif_deploy.nodes import (
     Zeros,
 )
 from dalif_deploy.recording import Recording
-from dalif_deploy.runtimes.stepping import require_membrane_only, run_steps
+from dalif_deploy.runtimes.stepping import require_membrane_only, rounded_parameters, run_steps
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -67,7 +67,8 @@ class TorchRuntime:
         self._dtype = torch.float64 if dtype == "float64" else torch.float32
         self._parameters: dict[str, Parameters] = {
             node.name: {
-                key: torch.tensor(value, dtype=self._dtype, device="cpu") for key, value in node.arrays().items()
+                key: torch.tensor(value, dtype=self._dtype, device="cpu")
+                for key, value in rounded_parameters(node, np.dtype(dtype), self.name).items()
             }
             for node in graph.nodes
         }

@@ -17,16 +17,21 @@ Array = NDArray[np.float64]
 
 @dataclass
 class DALIFLayer:
-    """Eq. (9) and (2): integrate, fire with Theta(0) = 1, hard reset. State `H` starts at 0."""
+    """Eq. (9) and (2): integrate, fire with Theta(0) = 1, hard reset. State `H` starts at 0.
+
+    `closest` is the smallest |V - v_th| met so far: how near to a tie the layer came.
+    """
 
     alpha: Array | float
     beta: Array | float
     v_th: float = 1.0
     v_reset: float = 0.0
     H: Array | float = 0.0
+    closest: float = np.inf
 
     def __call__(self, X: Array) -> Array:
         V = self.beta * self.H + self.alpha * X
+        self.closest = min(self.closest, float(np.abs(V - self.v_th).min()))
         S = np.where(V - self.v_th < 0, 0.0, 1.0)
         self.H = self.v_reset * S + V * (1 - S)
         return S
@@ -76,13 +81,16 @@ class Network:
     out_weight: Array
     out_bias: Array
 
-    def run(self, samples: Array, timesteps: int) -> tuple[Array, Array, Array]:
-        """Static `samples` [N, C, H, W], or temporal [N, T, C, H, W] -> spikes of both layers, logits."""
-        per_sample = [self._one(x, timesteps) for x in samples]
-        first, second, logits = (np.array(column) for column in zip(*per_sample, strict=True))
-        return first, second, logits
+    def run(self, samples: Array, timesteps: int) -> tuple[Array, Array, Array, float]:
+        """Static `samples` [N, C, H, W], or temporal [N, T, C, H, W].
 
-    def _one(self, x: Array, timesteps: int) -> tuple[Array, Array, Array]:
+        Returns the spikes of both layers, [N, T, ...], the logits [N, K], and how near to a tie it came.
+        """
+        per_sample = [self._one(x, timesteps) for x in samples]
+        first, second, logits, closest = (np.array(column) for column in zip(*per_sample, strict=True))
+        return first, second, logits, closest.min()
+
+    def _one(self, x: Array, timesteps: int) -> tuple[Array, Array, Array, float]:
         first, second = DALIFLayer(*self.first), DALIFLayer(*self.second)
         spikes1, spikes2, outputs = [], [], []
         for t in range(timesteps):
@@ -94,4 +102,5 @@ class Network:
             pooled = average_pool(spikes1[-1], self.pool).reshape(-1)
             spikes2.append(second(self.hidden_weight @ pooled + self.hidden_bias))
             outputs.append(self.out_weight @ spikes2[-1] + self.out_bias)
-        return np.array(spikes1), np.array(spikes2), sum(outputs[1:], outputs[0]) / timesteps
+        closest = min(first.closest, second.closest)
+        return np.array(spikes1), np.array(spikes2), sum(outputs[1:], outputs[0]) / timesteps, closest

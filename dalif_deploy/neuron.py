@@ -104,12 +104,12 @@ class DALIF(nn.Module):
     @property
     def alpha(self) -> Tensor:
         """The spatial decay act(a) as this module computes it: detached, shape () or (channels,)."""
-        return self._activate(self.a).detach()
+        return self._activate(self.a).detach().clone()
 
     @property
     def beta(self) -> Tensor:
         """The temporal decay act(b) as this module computes it: detached, shape () or (channels,)."""
-        return self._activate(self.b).detach()
+        return self._activate(self.b).detach().clone()
 
     def reset_state(self) -> None:
         """Forget the potential: the next call is the first step of a new sequence."""
@@ -207,5 +207,7 @@ def _number(name: str, value: float) -> float:
 
 
 def _shown(gain: Tensor) -> str:
+    if gain.is_meta:
+        return "?"
     low, high = float(gain.min()), float(gain.max())
     return f"{low:.4g}" if low == high else f"{low:.4g}..{high:.4g}"

@@ -1,0 +1,187 @@
+"""Reads a .nir file in the canonical form back into a folded graph, V[t] = beta H[t-1] + X[t].
+
+The inverse of `exporters/nir.py`. The file holds tau and (1 - beta) times the thresholds; dividing back may
+miss the last bit, and the shape that a parameter had (one a layer, one a channel) is gone. The metadata
+holds both. A value from there is taken only where it gives, bit for bit, the array that the file holds;
+otherwise the array counts, so that a changed file is read as what it has become.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nir
+import numpy as np
+
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import FileMetadata, LayerMetadata
+from dalif_deploy.nir_io import open_nir
+from dalif_deploy.nodes import (
+    Add,
+    Array,
+    AvgPool2d,
+    Conv2d,
+    Edge,
+    Flatten,
+    Input,
+    Linear,
+    Neuron,
+    Node,
+    Pair,
+    Readout,
+    SumPool2d,
+    frozen,
+)
+
+
+def read_nir(path: str | Path) -> SpikingGraph:
+    """The folded graph in a .nir file that dalif-export wrote; parameters float64, alpha = 1.
+
+    Several edges into a node become an Add named "<node>.sum", in the order of the file's edges. Raises
+    `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE as `open_nir` does, UNSUPPORTED_LAYER for a node
+    kind that the canonical form does not have, and NOT_FINITE.
+    """
+    file, metadata = open_nir(path)
+    reading = _Reading(str(path), file, metadata)
+    return SpikingGraph(
+        reading.nodes(),
+        output=reading.output,
+        timesteps=metadata.input.timesteps,
+        encoding=metadata.input.encoding,
+        class_names=metadata.class_names,
+        history=metadata.fold_log,
+    )
+
+
+class _Reading:
+    """One file on its way into a graph."""
+
+    def __init__(self, path: str, file: nir.NIRGraph, metadata: FileMetadata) -> None:
+        self.path = path
+        self.file = file
+        self.metadata = metadata
+        self.layers = {layer.name: layer for layer in metadata.layers}
+        self.output = next(name for name, node in file.nodes.items() if isinstance(node, nir.Output))
+        self.dt = self._dt()
+        self.sources: dict[str, list[str]] = {name: [] for name in file.nodes}
+        for source, target in file.edges:
+            self.sources[target].append(source)
+
+    def nodes(self) -> list[Node]:
+        """The graph's nodes. HDF5 sorts names; the order of the edges is the one that was written."""
+        order = dict.fromkeys(target for _, target in self.file.edges)
+        found: list[Node] = []
+        for name in [*(name for name in self.file.nodes if name not in order), *order]:
+            sources = self.sources[name]
+            inputs = tuple(Edge(source) for source in sources)
+            if len(sources) > 1:
+                total = f"{name}.sum"
+                while total in self.file.nodes:
+                    total += "_"
+                found.append(Add(name=total, inputs=inputs))
+                inputs = (Edge(total),)
+            found.append(self._node(name, self.file.nodes[name], inputs))
+        return found
+
+    def _dt(self) -> float:
+        try:
+            dt = float(self.metadata.extra["dt"])
+        except (KeyError, ValueError) as error:
+            raise self._damaged("its metadata does not say how long a timestep is (dt)") from error
+        if not (math.isfinite(dt) and dt > 0.0):
+            raise self._damaged(f"its metadata says dt = {dt}, which is no length of time")
+        return dt
+
+    def _node(self, name: str, node: nir.NIRNode, inputs: tuple[Edge, ...]) -> Node:
+        match node:
+            case nir.Input():
+                spec = self.metadata.input
+                return Input(name=name, shape=spec.shape, temporal=spec.temporal, kind=self.metadata.input_kind)
+            case nir.Output():
+                return Readout(name=name, inputs=inputs, mode=self.metadata.readout)
+            case nir.Affine():
+                return Linear(name=name, inputs=inputs, weight=frozen(node.weight), bias=frozen(node.bias))
+            case nir.Linear():
+                return Linear(name=name, inputs=inputs, weight=frozen(node.weight))
+            case nir.Conv2d():
+                return Conv2d(
+                    name=name, inputs=inputs, weight=frozen(node.weight), bias=frozen(node.bias),
+                    stride=self._pair(name, node.stride), padding=self._pair(name, node.padding),
+                    dilation=self._pair(name, node.dilation), groups=int(node.groups),
+                )  # fmt: skip
+            case nir.SumPool2d() | nir.AvgPool2d():
+                kind = SumPool2d if isinstance(node, nir.SumPool2d) else AvgPool2d
+                return kind(
+                    name=name, inputs=inputs, kernel=self._pair(name, node.kernel_size),
+                    stride=self._pair(name, node.stride), padding=self._pair(name, node.padding),
+                )  # fmt: skip
+            case nir.Flatten():
+                rank = len(node.input_type["input"])
+                if int(node.start_dim) not in (0, -rank) or int(node.end_dim) not in (-1, rank - 1):
+                    raise self._damaged(f"node '{name}' (Flatten) does not flatten all axes")
+                return Flatten(name=name, inputs=inputs)
+            case nir.LIF() | nir.IF():
+                return self._neuron(node, self.layers[name], inputs)
+            case _:
+                raise DalifError(
+                    Code.UNSUPPORTED_LAYER,
+                    f"{self.path}: node '{name}' ({type(node).__name__}): the canonical form has no such node",
+                )
+
+    def _neuron(self, node: nir.LIF | nir.IF, layer: LayerMetadata, inputs: tuple[Edge, ...]) -> Neuron:
+        r, unit = np.asarray(node.r), 1.0
+        if isinstance(node, nir.IF):
+            unit = 1.0 / self.dt
+            claimed = self._claimed(layer, "beta")
+            beta = frozen(np.ones(claimed.shape if np.all(claimed == 1.0) else ()))
+            gain: Array = np.ones(layer.shape)
+        else:
+            tau = np.asarray(node.tau, dtype=np.float64)
+            if np.any(tau <= 0.0) or np.any(node.v_leak):
+                raise self._damaged(f"node '{layer.name}' (LIF) has a tau or v_leak that is not the canonical form's")
+            beta = self._recovered(layer, "beta", tau, lambda b: self.dt / (1.0 - b), lambda t: 1.0 - self.dt / t)
+            gain = np.broadcast_to(1.0 - beta, layer.shape)
+        if np.any(r != unit):
+            raise self._damaged(f"node '{layer.name}' has another r than {unit:g}, so it is not in the canonical form")
+        threshold, reset = (
+            self._recovered(layer, key, np.asarray(getattr(node, key)), lambda v: gain * v, lambda v: v / gain)
+            for key in ("v_threshold", "v_reset")
+        )
+        return Neuron(
+            name=layer.name, inputs=inputs, alpha=frozen(1.0), beta=beta, v_threshold=threshold, v_reset=reset,
+            reset=layer.reset, fires_at=layer.fires_at, potential_scale=self._claimed(layer, "potential_scale"),
+            trained_alpha=self._claimed(layer, "alpha"),
+        )  # fmt: skip
+
+    def _recovered(
+        self, layer: LayerMetadata, key: str, stored: Array, stores: Callable[[Array], Array],
+        recovers: Callable[[Array], Array],
+    ) -> Array:  # fmt: skip
+        """The metadata's value where the file stores just that, else what the stored array says."""
+        claimed = self._claimed(layer, key)
+        with np.errstate(divide="ignore"):
+            if np.array_equal(np.broadcast_to(stores(claimed), stored.shape), stored):
+                return claimed
+        return frozen(recovers(stored.astype(np.float64)))
+
+    def _claimed(self, layer: LayerMetadata, key: str) -> Array:
+        try:
+            value = frozen(getattr(layer, key))
+            np.broadcast_to(value, layer.shape)
+        except (TypeError, ValueError) as error:
+            raise self._damaged(f"its metadata has a {key} of layer '{layer.name}' that cannot be read") from error
+        return value
+
+    def _pair(self, name: str, values: Any) -> Pair:
+        try:
+            numbers = np.broadcast_to(np.asarray(values, dtype=np.int64), (2,))
+        except (TypeError, ValueError) as error:
+            raise self._damaged(f"node '{name}' has {values!r} where two whole numbers should be") from error
+        return int(numbers[0]), int(numbers[1])
+
+    def _damaged(self, what: str) -> DalifError:
+        return DalifError(Code.FILE_DAMAGED, f"{self.path}: {what}; export it again")

@@ -1,0 +1,87 @@
+"""Runs an exported .nir file on norse: norse reads every node's parameters and computes with its own neurons."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dalif_deploy.dialects import DT, NORSE
+from dalif_deploy.recording import Recording
+from dalif_deploy.runtimes.nir_file import (
+    NirFile,
+    Step,
+    Stepper,
+    importing,
+    installed_version,
+    missing,
+    qualified_names,
+    require,
+    stateless,
+)
+
+
+def available() -> str | None:
+    """None if norse is installed, else the command that installs it."""
+    return missing("norse", "nirtorch")
+
+
+class NorseRuntime:
+    """norse, float32, reading the file at `path`.
+
+    Raises `DalifError`: MISSING_PACKAGE; FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE; RUNTIME_CANNOT_RUN for what
+    norse would misread (a v_reset other than 0, a padded sum pool) or refuses.
+    """
+
+    name = "norse"
+
+    def __init__(self, path: str | Path) -> None:
+        require(self.name, available())
+        file = NirFile.open(path)
+        file.check(NORSE)
+        with importing(file, self.name):
+            modules = {name: module for name, node in file.graph.nodes.items() if (module := _imported(node))}
+        neurons = [modules[layer.name] for layer in file.metadata.layers]
+        self.neuron_class: str = qualified_names(neurons)
+        """The class, or classes, of the neurons that run."""
+        self.notes: tuple[str, ...] = (
+            "nodes are wired by dalif_deploy, since norse.torch.from_nir runs them out of order where sums occur",
+            "average pools are nirtorch's, since norse has none",
+        )
+        """What is steered round."""
+        steps: dict[str, Step] = {
+            name: module if module in neurons else stateless(module) for name, module in modules.items()
+        }
+        self._stepper = Stepper(file, steps, torch.float32)
+
+    @property
+    def description(self) -> str:
+        """The package that computes, its dtype, and what is steered round."""
+        return f"norse {installed_version('norse')}, float32, CPU; {'; '.join(self.notes)}"
+
+    def run(self, batch: NDArray[np.generic]) -> Recording:
+        """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
+        return self._stepper.run(batch)
+
+
+def _imported(node: nir.NIRNode) -> torch.nn.Module | None:
+    """norse's module for a node; None for input and output."""
+    if isinstance(node, nir.Input | nir.Output):
+        return None
+    with warnings.catch_warnings():
+        # norse compiles parts of itself with torch.jit.script, which newer versions of torch warn of.
+        warnings.filterwarnings("ignore", "`torch.jit.script", DeprecationWarning)
+        from norse.torch.utils.import_nir import _import_norse_module
+    from nirtorch.nir_interpreter import DEFAULT_MAP
+
+    # ignore_warnings: norse would log that it ignores r, which it may (r is 1, or the 1 / dt of an IF).
+    module: torch.nn.Module | None = _import_norse_module(node, ignore_warnings=True, dt=DT)
+    if module is None:
+        if type(node) not in DEFAULT_MAP:
+            raise ValueError(f"norse has no module for nir.{type(node).__name__}")
+        module = DEFAULT_MAP[type(node)](node)
+    return module

@@ -1,0 +1,101 @@
+"""Runs an exported .nir file on SpikingJelly: it reads the file itself and computes with its own neurons."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import nir
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dalif_deploy.dialects import DT, SPIKINGJELLY
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.nir_rules import sanitized
+from dalif_deploy.recording import Recording
+from dalif_deploy.runtimes.nir_file import (
+    NirFile,
+    Step,
+    Stepper,
+    importing,
+    installed_version,
+    missing,
+    qualified_names,
+    require,
+    stateless,
+)
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def available() -> str | None:
+    """None if SpikingJelly is installed, else the command that installs it."""
+    return missing("spikingjelly", "nirtorch", "loguru")
+
+
+class SpikingJellyRuntime:
+    """SpikingJelly, reading the file at `path`; `dtype` is what the whole network computes in.
+
+    Raises `DalifError`: MISSING_PACKAGE; BAD_OPTION for another dtype; FILE_MISSING, FILE_DAMAGED,
+    FOREIGN_FILE; RUNTIME_CANNOT_RUN for what SpikingJelly would misread (a v_reset other than 0, a padded sum
+    pool) or refuses (beta <= 0, parameters that differ within a layer).
+    """
+
+    name = "spikingjelly"
+
+    def __init__(self, path: str | Path, *, dtype: Literal["float32", "float64"] = "float32") -> None:
+        require(self.name, available())
+        if dtype not in _DTYPES:
+            raise DalifError(Code.BAD_OPTION, f"dtype {dtype!r}: SpikingJelly runs in 'float32' or 'float64'")
+        file = NirFile.open(path)
+        file.check(SPIKINGJELLY)
+        with importing(file, self.name), _without_triton_notice():
+            from spikingjelly.activation_based.nir_exchange import import_from_nir
+
+            network = import_from_nir(str(path), dt=DT, dtype=_DTYPES[dtype])
+            modules = {
+                name: network.get_submodule(sanitized(name))
+                for name, node in file.graph.nodes.items()
+                if not isinstance(node, nir.Input | nir.Output)
+            }
+        neurons = {layer.name: modules[layer.name] for layer in file.metadata.layers}
+        self.neuron_class: str = qualified_names([wrapper.module for wrapper in neurons.values()])
+        """The class, or classes, of the neurons that run."""
+        self.notes: tuple[str, ...] = (
+            "nodes are wired by dalif_deploy, since nirtorch adds three branches or more in an order that varies",
+        )
+        """What is steered round."""
+        steps: dict[str, Step] = {
+            name: module if name in neurons else stateless(module) for name, module in modules.items()
+        }
+        self._dtype = dtype
+        self._stepper = Stepper(file, steps, _DTYPES[dtype])
+
+    @property
+    def description(self) -> str:
+        """The package that computes, its dtype, and what is steered round."""
+        return f"SpikingJelly {installed_version('spikingjelly')}, {self._dtype}, CPU; {'; '.join(self.notes)}"
+
+    def run(self, batch: NDArray[np.generic]) -> Recording:
+        """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
+        with _without_triton_notice():
+            return self._stepper.run(batch)
+
+
+@contextmanager
+def _without_triton_notice() -> Iterator[None]:
+    """SpikingJelly loads its operators at the first step, and torch then logs that there is no Triton here."""
+    logger = logging.getLogger("torch._library.triton")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Triton not available")
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)

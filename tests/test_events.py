@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -317,16 +318,29 @@ def _any_convolution(draw: st.DrawFn) -> tuple[Conv2d, tuple[int, ...]]:
     return conv, (groups * per_group, *size)
 
 
-@given(_any_convolution(), st.integers(0, 2**16), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-@settings(max_examples=150, deadline=None)
-def test_any_convolution_equals_the_dense_one(case: tuple[Conv2d, tuple[int, ...]], seed: int, rate: float) -> None:
+def _counts() -> tuple[Node, ...]:
+    """Adds to every input spike the largest around it: counts 0, 1 and 2, by the name "counts"."""
+    near = MaxPool2d(name="near", inputs=_at("input"), kernel=(3, 3), stride=(1, 1), padding=(1, 1))
+    return near, Add(name="counts", inputs=(Edge("input"), Edge("near")))
+
+
+@pytest.mark.parametrize("source", ["input", "counts"])
+@given(case=_any_convolution(), seed=st.integers(0, 2**16), rate=st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+@settings(max_examples=100, deadline=None)
+def test_any_convolution_equals_the_dense_one(
+    source: str, case: tuple[Conv2d, tuple[int, ...]], seed: int, rate: float
+) -> None:
     conv, shape = case
     batch = _random_spikes(seed, 3, 1, *shape, rate=rate)
-    graph = _graph(_spikes_in(*shape), conv, timesteps=1, mode="last")
+    values = {"input": batch[:, 0].astype(np.float64)}
+    near, add = _counts()
+    values["near"] = evaluate(near, [values["input"]])
+    values["counts"] = evaluate(add, [values["input"], values["near"]])
+    graph = _graph(_spikes_in(*shape), near, add, replace(conv, inputs=_at(source)), timesteps=1, mode="last")
     run = EventsRuntime(graph, dtype="float64").run(batch)
-    np.testing.assert_array_equal(run.logits, evaluate(conv, [batch[:, 0].astype(np.float64)]))
+    np.testing.assert_array_equal(run.logits, evaluate(conv, [values[source]]))
     assert run.operations is not None
-    assert run.operations.synaptic["conv"] == sum(bool(x[0][p]) for x in batch for _, p in _synapses(conv, shape))
+    assert run.operations.synaptic["conv"] == sum(bool(x[p]) for x in values[source] for _, p in _synapses(conv, shape))
 
 
 @st.composite
@@ -344,31 +358,38 @@ def _any_pool(draw: st.DrawFn) -> tuple[Pool2d, tuple[int, ...]]:
     return kind(**options), (2, draw(st.integers(kernel[0], 9)), draw(st.integers(kernel[1], 9)))
 
 
-@given(_any_pool(), st.integers(0, 2**16))
-@settings(max_examples=150, deadline=None)
-def test_any_pool_of_spikes_and_of_counts_equals_the_dense_one(case: tuple[Pool2d, tuple[int, ...]], seed: int) -> None:
+@pytest.mark.parametrize("source", ["input", "counts"])
+@given(case=_any_pool(), seed=st.integers(0, 2**16))
+@settings(max_examples=100, deadline=None)
+def test_any_pool_equals_the_dense_one(source: str, case: tuple[Pool2d, tuple[int, ...]], seed: int) -> None:
     pool, shape = case
     batch = _random_spikes(seed, 3, 1, *shape)
-    twice = Add(name="twice", inputs=(Edge("input"), Edge("input")))
-    for nodes in ((), (twice,)):
-        fed = pool if not nodes else type(pool)(**{**vars(pool), "inputs": _at("twice")})
-        graph = _graph(_spikes_in(*shape), *nodes, fed, timesteps=1, mode="last")
-        run = EventsRuntime(graph, dtype="float64").run(batch)
-        source = batch[:, 0].astype(np.float64) * (len(nodes) + 1)
-        np.testing.assert_array_equal(run.logits, evaluate(pool, [source]))
-        np.testing.assert_array_equal(run.logits, TorchRuntime(graph).run(batch).logits)
+    near, add = _counts()
+    values = batch[:, 0].astype(np.float64)
+    if source == "counts":
+        values = evaluate(add, [values, evaluate(near, [values])])
+    graph = _graph(_spikes_in(*shape), near, add, replace(pool, inputs=_at(source)), timesteps=1, mode="last")
+    run = EventsRuntime(graph, dtype="float64").run(batch)
+    np.testing.assert_array_equal(run.logits, evaluate(pool, [values]))
+    np.testing.assert_array_equal(run.logits, TorchRuntime(graph).run(batch).logits)
+    assert run.operations is not None
+    assert run.operations.synaptic == {}
 
 
 def test_a_linear_layer_adds_the_weights_of_what_fired() -> None:
     weight, bias = _dyadic(1, 7, 9), _dyadic(2, 7)
-    graph = _graph(
-        _spikes_in(9), Linear(name="fc", inputs=_at("input"), weight=weight, bias=bias), timesteps=1, mode="last"
-    )
-    batch = _random_spikes(3, 8, 1, 9, rate=0.4)
+    near, add = _counts()
+    batch = _random_spikes(3, 8, 1, 1, 3, 3, rate=0.2)
     batch[2] = 0.0
-    run = EventsRuntime(graph, dtype="float64").run(batch)
-    for sample, logits in zip(batch[:, 0], run.logits, strict=True):
-        np.testing.assert_array_equal(logits, sum((weight[:, i] for i in np.flatnonzero(sample)), bias))
+    for source in ("input", "counts"):
+        flatten = Flatten(name="flatten", inputs=_at(source))
+        fc = Linear(name="fc", inputs=_at("flatten"), weight=weight, bias=bias)
+        graph = _graph(_spikes_in(1, 3, 3), near, add, flatten, fc, timesteps=1, mode="last")
+        run = EventsRuntime(graph, dtype="float64").run(batch)
+        for image, logits in zip(batch[:, 0, 0], run.logits, strict=True):
+            around = [[image[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].max() for x in range(3)] for y in range(3)]
+            value = (image + around if source == "counts" else image).ravel()
+            np.testing.assert_array_equal(logits, sum((weight[:, i] * value[i] for i in np.flatnonzero(value)), bias))
 
 
 @st.composite

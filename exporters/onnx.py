@@ -1,0 +1,288 @@
+"""SpikingGraph -> ONNX: a folded graph with its timesteps unrolled, in stock operators of opset 18 and later.
+
+The input is `input`, float32 [batch, *shape] or, where it is temporal, [batch, T, *shape]: what the trained
+module takes. The output is `logits` [batch, K]. Stateless layers are computed once for all timesteps on
+[T * batch, ...], time-major; what does not change over time is computed once; only neurons, and whatever a
+delayed edge makes recurrent, are written timestep by timestep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from dalif_deploy import __version__
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.exporters.onnx_builder import BATCH, FLOAT, INPUT, LOGITS, STACKED_BATCH, Builder, Signal
+from dalif_deploy.exporters.onnx_layers import Place, write
+from dalif_deploy.exporters.onnx_neuron import NeuronWriter
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import FileMetadata
+from dalif_deploy.nodes import BatchNorm, Input, Neuron, Node, Readout, Zeros
+
+Outputs = Literal["logits", "spikes"]
+
+LOWEST_OPSET = 18
+# Protobuf holds no message of 2 GiB; the rest of a file is small against this reserve.
+LARGEST_PARAMETERS = 2**31 - 2**24
+
+
+def to_onnx(
+    graph: SpikingGraph, *, opset: int = LOWEST_OPSET, outputs: Outputs = "logits", metadata: Mapping[str, str] = {}
+) -> onnx.ModelProto:
+    """The ONNX model of a folded graph: no BatchNorm, and every neuron's alpha is 1.
+
+    `outputs`: "spikes" adds an output `<layer>/spikes` [batch, T, *shape] for every neuron layer, float32 0
+    or 1 rather than bool, so that it can be fed to another layer of any runtime. `metadata`: further entries
+    of the model's metadata. Parameters are rounded to float32 once. The model has passed ONNX's checker and
+    its strict shape inference. The same graph gives the same bytes.
+
+    Raises `DalifError`: BAD_GRAPH for a graph that is not folded, BAD_OPTION for an opset below 18 or above
+    what the installed onnx knows, for unknown outputs, and for metadata that would overwrite the exporter's;
+    TARGET_CANNOT_HOLD, naming the node, for a parameter beyond float32 or a node that has no exact form, and
+    for parameters of 2 GB and more.
+    """
+    _check_options(opset, outputs)
+    _check_folded(graph)
+    entries = FileMetadata.of(graph).to_strings()
+    if taken := sorted(set(entries) & set(metadata)):
+        raise DalifError(Code.BAD_OPTION, f"metadata {', '.join(taken)}: the exporter writes these entries itself")
+    writer = _Writer(graph)
+    onnx_graph = writer.write(outputs)
+    model = helper.make_model(
+        onnx_graph,
+        opset_imports=[helper.make_opsetid("", opset)],
+        # The lowest that has the opset, so that older runtimes accept the file.
+        ir_version=helper.find_min_ir_version_for([helper.make_opsetid("", opset)]),
+        producer_name="dalif_deploy",
+        producer_version=__version__,
+        doc_string=_description(graph),
+    )
+    helper.set_model_props(model, {**entries, **metadata})
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise DalifError(Code.FAULT, f"the exported ONNX model fails ONNX's own checks: {error}") from error
+    return model
+
+
+def parameters(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """The float initialisers of a model by name: weights, biases, thresholds, leaks, and constants.
+
+    For comparison with those of a fresh export; integers (axes and shapes) are left out. Raises `DalifError`
+    (FILE_DAMAGED) for an initialiser that does not hold what it declares, (FOREIGN_FILE) for one that lies in
+    another file.
+    """
+    found = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise DalifError(Code.FOREIGN_FILE, f"initialiser '{tensor.name}': its values lie outside the file")
+        try:
+            values = numpy_helper.to_array(tensor)
+        except (ValueError, TypeError, KeyError) as error:
+            raise DalifError(Code.FILE_DAMAGED, f"initialiser '{tensor.name}' cannot be read: {error}") from error
+        if values.dtype.kind == "f":
+            found[tensor.name] = values
+    return found
+
+
+def _check_options(opset: int, outputs: str) -> None:
+    highest = onnx.defs.onnx_opset_version()
+    if isinstance(opset, bool) or not isinstance(opset, int) or not LOWEST_OPSET <= opset <= highest:
+        raise DalifError(
+            Code.BAD_OPTION,
+            f"opset {opset!r}: give {LOWEST_OPSET} to {highest}, the lowest whose operators are used here and the "
+            f"highest that onnx {onnx.__version__} knows",
+        )
+    if outputs not in get_args(Outputs):
+        raise DalifError(Code.BAD_OPTION, f"outputs {outputs!r}: give 'logits' or 'spikes'")
+
+
+def _check_folded(graph: SpikingGraph) -> None:
+    for node in graph.nodes:
+        if isinstance(node, BatchNorm) or (isinstance(node, Neuron) and (node.alpha != 1.0).any()):
+            what = "is still there" if isinstance(node, BatchNorm) else "alpha is not 1"
+            raise DalifError(
+                Code.BAD_GRAPH,
+                f"node '{node.name}' ({type(node).__name__}): {what}; the ONNX exporter takes a folded graph: "
+                "call dalif_deploy.fold(graph) first",
+            )
+    size = sum(4 * array.size for node in graph.nodes for array in node.arrays().values())
+    if size >= LARGEST_PARAMETERS:
+        raise DalifError(
+            Code.TARGET_CANNOT_HOLD,
+            f"the parameters take {size / 2**30:.2f} GiB in float32, and one ONNX file holds less than 2 GiB",
+        )
+
+
+def _description(graph: SpikingGraph) -> str:
+    steps = "timestep" if graph.timesteps == 1 else "timesteps"
+    return (
+        f"Spiking network, {len(graph.neurons)} neuron layers, unrolled over {graph.timesteps} {steps}; "
+        f"readout: {graph.readout.mode}. A neuron layer's spikes of timestep t are <layer>/t<t>/spikes."
+    )
+
+
+class _Writer:
+    """Writes one graph, node by node, where each comes after all that it needs."""
+
+    def __init__(self, graph: SpikingGraph) -> None:
+        self._graph = graph
+        self._builder = Builder(graph.timesteps)
+        self._signals: dict[str, Signal] = {}
+        self._batched = STACKED_BATCH if graph.timesteps > 1 else BATCH
+
+    def write(self, outputs: Outputs) -> onnx.GraphProto:
+        """The ONNX graph."""
+        graph, builder = self._graph, self._builder
+        for component in components(graph):
+            if len(component) > 1 or any(edge.delay for edge in component[0].inputs):
+                self._write_stepwise(component)
+            else:
+                self._signals[component[0].name] = self._write_whole(component[0])
+        result = self._signals[graph.output].at(0)
+        if result != LOGITS:
+            builder.node("Identity", [result], LOGITS)
+        tensors = [helper.make_tensor_value_info(LOGITS, FLOAT, [BATCH, *graph.types[graph.output].shape])]
+        if outputs == "spikes":
+            tensors += [self._spike_output(neuron) for neuron in graph.neurons]
+        shape = [graph.timesteps, *graph.input.shape] if graph.input.temporal else graph.input.shape
+        return helper.make_graph(
+            builder.nodes,
+            "spiking_network",
+            [helper.make_tensor_value_info(INPUT, FLOAT, [BATCH, *shape])],
+            tensors,
+            initializer=list(builder.initialisers.values()),
+            value_info=list(builder.shapes.values()),
+        )
+
+    def _signal(self, node: Node, **form: Any) -> Signal:
+        return Signal(self._builder, node.name, self._graph.types[node.name].shape, **form)
+
+    def _write_whole(self, node: Node) -> Signal:
+        """All timesteps of a node that reads no delayed edge."""
+        sources = [self._signals[edge.source] for edge in node.inputs]
+        if node.name in self._graph.after_readout and not isinstance(node, Readout):
+            for source in sources:
+                if source.static is None:
+                    raise node._refuse(f"stands after the readout, but reads '{source.name}', which changes over time")
+        if isinstance(node, Input):
+            return self._write_input(node)
+        if isinstance(node, Zeros):
+            signal = self._signal(node, steps=[])
+            signal.static = signal.zeros()
+            return signal
+        if isinstance(node, Readout):
+            return self._signal(node, static=self._write_readout(node, sources[0]))
+        if isinstance(node, Neuron):
+            neuron = NeuronWriter(self._builder, node, sources[0].shape)
+            return self._signal(node, steps=[neuron.step(t, sources[0].at(t)) for t in range(self._graph.timesteps)])
+        if all(source.static is not None for source in sources):
+            return self._signal(node, static=self._write_stateless(node, node.name, [s.at(0) for s in sources], BATCH))
+        inputs = [source.stacked() for source in sources]
+        return self._signal(node, stacked=self._write_stateless(node, node.name, inputs, self._batched))
+
+    def _write_stepwise(self, component: tuple[Node, ...]) -> None:
+        """Nodes that feed each other through delayed edges, or read one: a timestep after the other."""
+        for node in component:
+            self._signals[node.name] = self._signal(node, steps=[])
+        neurons = {
+            node.name: NeuronWriter(self._builder, node, self._graph.types[node.name].shape)
+            for node in component
+            if isinstance(node, Neuron)
+        }
+        for t in range(self._graph.timesteps):
+            for node in component:
+                inputs = [self._signals[edge.source].at(t - edge.delay) for edge in node.inputs]
+                if isinstance(node, Neuron):
+                    value = neurons[node.name].step(t, inputs[0])
+                else:
+                    value = self._write_stateless(node, f"{node.name}/t{t}", inputs, BATCH)
+                self._signals[node.name].append(value)
+
+    def _write_stateless(self, node: Node, prefix: str, inputs: list[str], batch: str) -> str:
+        types = self._graph.types
+        output = LOGITS if node.name == self._graph.output else f"{prefix}/output"
+        shape = types[node.inputs[0].source].shape
+        return write(node, Place(self._builder, prefix, output, inputs, shape, types[node.name].shape, batch))
+
+    def _write_input(self, node: Input) -> Signal:
+        if not node.temporal:
+            return self._signal(node, static=INPUT)
+        rank = 2 + len(node.shape)
+        value = INPUT
+        if self._graph.timesteps > 1:
+            value = self._builder.node("Transpose", [INPUT], f"{node.name}/time_major", perm=[1, 0, *range(2, rank)])
+        stacked = self._builder.node(
+            "Reshape",
+            [value, self._builder.integers(-1, *node.shape)],
+            f"{node.name}/output",
+            name=f"{node.name}/stack",
+            shape=node.shape,
+            batch=self._batched,
+        )
+        return self._signal(node, stacked=stacked)
+
+    def _write_readout(self, node: Readout, source: Signal) -> str:
+        timesteps = self._graph.timesteps
+        if timesteps == 1:  # every mode is the one step itself
+            return source.at(0)
+        output = LOGITS if node.name == self._graph.output else f"{node.name}/output"
+        steps = self._by_timestep(node, source)
+        if node.mode == "last":
+            last = self._builder.constant("integers/last", np.array(timesteps - 1, dtype=np.int64))
+            return self._builder.node("Gather", [steps, last], output, name=node.name, shape=source.shape, axis=0)
+        op = {"mean": "ReduceMean", "sum": "ReduceSum", "max": "ReduceMax"}[node.mode]
+        inputs = [steps, self._builder.integers(0)]
+        return self._builder.node(op, inputs, output, name=node.name, shape=source.shape, keepdims=0)
+
+    def _by_timestep(self, reader: Node, source: Signal) -> str:
+        """[T, batch, *shape]."""
+        shape = self._builder.integers(self._graph.timesteps, -1, *source.shape)
+        return self._builder.node("Reshape", [source.stacked(), shape], f"{reader.name}/timesteps")
+
+    def _spike_output(self, neuron: Neuron) -> onnx.ValueInfoProto:
+        signal = self._signals[neuron.name]
+        name = f"{neuron.name}/spikes"
+        perm = [1, 0, *range(2, 2 + len(signal.shape))]
+        self._builder.node("Transpose", [self._by_timestep(neuron, signal)], name, perm=perm)
+        return helper.make_tensor_value_info(name, FLOAT, [BATCH, self._graph.timesteps, *signal.shape])
+
+
+def components(graph: SpikingGraph) -> list[tuple[Node, ...]]:
+    """The nodes in groups that feed each other in a circle (through delayed edges), mostly groups of one.
+
+    Groups come after all groups that they read from at any timestep; within one, the graph's order holds.
+    """
+    order = {node.name: i for i, node in enumerate(graph.nodes)}
+    ancestors = {node.name: _ancestors(graph, node.name) for node in graph.nodes}
+    waiting = list(graph.nodes)
+    done: set[str] = set()
+    groups = []
+    while waiting:
+        first = next(
+            node
+            for node in waiting
+            if all(name in done or node.name in ancestors[name] for name in ancestors[node.name] - {node.name})
+        )
+        members = {first.name} | {name for name in ancestors[first.name] if first.name in ancestors[name]}
+        groups.append(tuple(graph[name] for name in sorted(members, key=order.__getitem__)))
+        done |= members
+        waiting = [node for node in waiting if node.name not in members]
+    return groups
+
+
+def _ancestors(graph: SpikingGraph, name: str) -> set[str]:
+    found: set[str] = set()
+    stack = [name]
+    while stack:
+        for edge in graph[stack.pop()].inputs:
+            if edge.source not in found:
+                found.add(edge.source)
+                stack.append(edge.source)
+    return found

@@ -1,0 +1,206 @@
+"""An exported .onnx file in ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.metadata import FileMetadata, LayerMetadata
+from dalif_deploy.recording import Recording, SpikeTrain
+
+INPUT = "input"
+LOGITS = "logits"
+
+OPTIMIZATIONS: Mapping[str, str] = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+"""The graph optimisation levels by name, and ONNX Runtime's own names for them."""
+
+# ir_version, the first field of every ONNX file, as protobuf writes it.
+ONNX_FIRST_BYTE = b"\x08"
+
+
+def available() -> str | None:
+    """None where ONNX Runtime is installed, else the command that installs it."""
+    missing = [name for name in ("onnx", "onnxruntime") if importlib.util.find_spec(name) is None]
+    return f"pip install {' '.join(missing)}" if missing else None
+
+
+class OnnxRuntime:
+    """Runs a file written by the ONNX exporter.
+
+    `path`: the file. `threads`: how many ONNX Runtime computes with; None lets it take one a core.
+    `optimization`: "disable", "basic", "extended" or "all", its graph optimisation level, which may change
+    the last bits of a convolution.
+
+    The logits are those of the file as it is. The spikes come from a copy made in memory whose only
+    difference is that every layer's spikes of every timestep are outputs too. Since outputs can keep the
+    optimiser from fusing operators, both are run on every batch and their logits compared: where a bit
+    differs, `notes` gets a line that says how many values and by how much, and `description` mentions it;
+    the spikes then are the copy's.
+
+    Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE (another ONNX file, or one that lacks a
+    layer's spikes, named), BAD_OPTION, MISSING_PACKAGE, RUNTIME_CANNOT_RUN where ONNX Runtime refuses it.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(self, path: str | Path, *, threads: int | None = None, optimization: str = "all") -> None:
+        if command := available():
+            raise DalifError(Code.MISSING_PACKAGE, f"onnxruntime: not installed; run: {command}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise DalifError(Code.BAD_OPTION, f"threads = {threads!r}: give a whole number of at least 1")
+        if optimization not in OPTIMIZATIONS:
+            raise DalifError(Code.BAD_OPTION, f"optimization {optimization!r}: give {', '.join(OPTIMIZATIONS)}")
+        self.path = Path(path)
+        self.notes: list[str] = []
+        self._threads = threads
+        self._optimization = optimization
+        model = _read(self.path)
+        strings = {entry.key: entry.value for entry in model.metadata_props}
+        self.metadata = FileMetadata.from_strings(strings, source=str(self.path))
+        self._check_interface(model)
+        self._session = self._open(model.SerializeToString())
+        self._add_taps(model)
+        self._tapped = self._open(model.SerializeToString())
+
+    @property
+    def description(self) -> str:
+        """The package, its version, how it is set, and whether tapping the spikes changed the logits."""
+        import onnxruntime
+
+        threads = "a thread a core" if self._threads is None else f"threads {self._threads}"
+        described = f"onnxruntime {onnxruntime.__version__} on the CPU, optimization {self._optimization}, {threads}"
+        return f"{described}; tapping the spikes changed the logits' last bits" if self.notes else described
+
+    def run(self, batch: NDArray[np.generic]) -> Recording:
+        """One batch of data -> spikes and logits float32 [N, K]; see `Runtime.run`."""
+        inputs = {INPUT: self.metadata.input.module_input(batch)}
+        (logits,) = self._compute(self._session, [LOGITS], inputs)
+        taps = [tap for layer in self.metadata.layers for tap in self._taps(layer)]
+        tapped_logits, *values = self._compute(self._tapped, [LOGITS, *taps], inputs)
+        self._compare(logits, tapped_logits)
+        spikes = {}
+        timesteps = self.metadata.input.timesteps
+        for i, layer in enumerate(self.metadata.layers):
+            steps = values[i * timesteps : (i + 1) * timesteps]
+            spikes[layer.name] = SpikeTrain.pack(np.stack([step != 0 for step in steps], axis=1))
+        return Recording(spikes, logits)
+
+    def _compare(self, logits: NDArray[np.float32], tapped: NDArray[np.float32]) -> None:
+        differing = logits.view(np.uint32) != tapped.view(np.uint32)
+        if differing.any():
+            largest = np.abs(logits.astype(np.float64) - tapped).max()
+            self.notes.append(
+                f"{self.path}: {np.count_nonzero(differing)} of {logits.size} logits of a batch differ between the "
+                f"file and its copy with tapped spikes, by up to {largest:.3g}; the spikes are the copy's"
+            )
+
+    def _taps(self, layer: LayerMetadata) -> list[str]:
+        return [f"{layer.name}/t{t}/spikes" for t in range(self.metadata.input.timesteps)]
+
+    def _check_interface(self, model: Any) -> None:
+        """The file must have what its metadata speaks of."""
+        weights = {tensor.name for tensor in model.graph.initializer}
+        inputs = [value.name for value in model.graph.input if value.name not in weights]
+        if inputs != [INPUT] or LOGITS not in [value.name for value in model.graph.output]:
+            raise DalifError(
+                Code.FOREIGN_FILE,
+                f"{self.path}: needs the one input '{INPUT}' and an output '{LOGITS}', but its inputs are "
+                f"{inputs}; export it again from the model",
+            )
+        made = {output for node in model.graph.node for output in node.output}
+        for layer in self.metadata.layers:
+            missing = [tap for tap in self._taps(layer) if tap not in made]
+            if missing:
+                raise DalifError(
+                    Code.FOREIGN_FILE,
+                    f"{self.path}: layer '{layer.name}': no value '{missing[0]}' in the graph, so its spikes cannot "
+                    "be read; another tool may have rewritten the file: export it again from the model",
+                )
+            timesteps = self.metadata.input.timesteps
+            if f"{layer.name}/t{timesteps}/spikes" in made:
+                raise DalifError(
+                    Code.FOREIGN_FILE,
+                    f"{self.path}: layer '{layer.name}' has more timesteps than the {timesteps} of the file's "
+                    "metadata; export it again from the model",
+                )
+
+    def _add_taps(self, model: Any) -> None:
+        from onnx import TensorProto, helper
+
+        outputs = {value.name for value in model.graph.output}
+        for layer in self.metadata.layers:
+            for tap in self._taps(layer):
+                if tap not in outputs:
+                    shape = ["batch", *layer.shape]
+                    model.graph.output.append(helper.make_tensor_value_info(tap, TensorProto.FLOAT, shape))
+
+    def _open(self, model: bytes) -> Any:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = getattr(
+            onnxruntime.GraphOptimizationLevel, OPTIMIZATIONS[self._optimization]
+        )
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.intra_op_num_threads = self._threads or 0
+        options.inter_op_num_threads = 1
+        # Two sessions take turns: the threads of the one must not spin while the other computes.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 4  # what matters arrives as an exception
+        try:
+            return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions share no base class of their own
+            raise DalifError(
+                Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime {onnxruntime.__version__} refuses it: {error}"
+            ) from error
+
+    def _compute(self, session: Any, outputs: Sequence[str], inputs: Mapping[str, NDArray[np.float32]]) -> list[Any]:
+        try:
+            return list(session.run(outputs, inputs))
+        except Exception as error:  # as above
+            raise DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime failed on it: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    """The file's ModelProto. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE)."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DalifError(Code.FILE_MISSING, f"{path}: cannot be read ({error.strerror})") from error
+    if not content:
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: empty")
+    if not content.startswith(ONNX_FIRST_BYTE):
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: not an ONNX file")
+    try:
+        model = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: truncated or damaged ({error})") from error
+    # A cut between two fields leaves a readable prefix; what our exporter writes last is its metadata.
+    cut = not model.opset_import or (model.producer_name == "dalif_deploy" and not model.metadata_props)
+    if cut:
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: truncated, it ends before its operator set or metadata")
+    for tensor in model.graph.initializer:
+        if tensor.data_location == tensor.EXTERNAL:
+            raise DalifError(
+                Code.FOREIGN_FILE,
+                f"{path}: the values of initialiser '{tensor.name}' lie in another file; export it again",
+            )
+    try:
+        onnx.checker.check_model(model)
+    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: fails ONNX's checks: {error}") from error
+    return model

@@ -116,7 +116,7 @@ def main(epochs: int, seed: int, output: Path) -> None:
         layer = net.get_submodule(name)
         click.echo(f"{name}: fires on {rate:.1%} of neuron-steps, alpha {layer.alpha:.4f}, beta {layer.beta:.4f}")
 
-    save(
+    notes = save(
         net,
         output,
         example_input=to_input(x_train[:2]),
@@ -125,6 +125,8 @@ def main(epochs: int, seed: int, output: Path) -> None:
         class_names=tuple("0123456789"),
         samples=x_test,
     )
+    for note in notes:  # what was inferred of the network: its layout, its readout
+        click.echo(note, err=True)
     click.echo(f"saved {output} after {time.monotonic() - started:.0f} s")
 
 

@@ -12,6 +12,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from dalif_deploy.deploy import load
+from dalif_deploy.encoding import Encoding
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -117,3 +120,18 @@ def test_the_command_refuses_no_epochs(script: ModuleType) -> None:
     result = CliRunner().invoke(script.main, ["--epochs", "0"])
     assert result.exit_code == 2
     assert "--epochs" in result.output
+
+
+def test_the_command_writes_a_model_that_loads(script: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "digits.pt"
+    result = CliRunner().invoke(script.main, ["--epochs", "2", "--seed", "1", "--output", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "accuracy on the 360 held-out digits" in result.stdout
+    assert "readout='mean'" in result.stderr
+    assert "epoch" not in result.stderr  # no progress bar where there is no terminal
+    graph = load(path)
+    assert [neuron.name for neuron in graph.neurons] == ["sn1", "sn2", "sn3"]
+    assert graph.input_spec.timesteps == 4
+    assert graph.input_spec.encoding == Encoding(kind="uint8", scale=1 / 16)
+    assert graph.class_names == tuple("0123456789")
+    assert path.stat().st_size <= 500_000

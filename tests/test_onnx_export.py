@@ -245,6 +245,7 @@ def test_parameters_are_float32_rounded_once() -> None:
     found = parameters(to_onnx(graph))
     assert found["fc.weight"].dtype == np.float32
     assert np.array_equal(found["fc.weight"], np.full((3, 144), 1.0 + 2.0**-23))
+    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}  # no axes, no shapes
     assert np.array_equal(found["conv1.weight"], graph["conv1"].arrays()["weight"])
     assert found["sn1.beta"] == np.float32(0.5)
 
@@ -599,6 +600,18 @@ def test_a_sum_pool_of_spikes_is_a_whole_number(kernel: int) -> None:
     counts = through_one_node(SumPool2d(name="p", inputs=(Edge("input"),), kernel=pair, stride=(1, 1)), spikes)
     wanted = np.lib.stride_tricks.sliding_window_view(spikes, pair, axis=(2, 3)).sum(axis=(-2, -1))
     assert np.array_equal(counts, wanted)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "written"), [(2, ["AveragePool", "Mul"]), (3, ["Conv"]), (4, ["AveragePool", "Mul"]), (6, ["ReduceSum"])]
+)
+def test_how_a_sum_pool_is_written(kernel: int, written: list[str]) -> None:
+    """An average times the area only where that is exact; a plain sum over the whole map."""
+    pair = (kernel, kernel)
+    pool = SumPool2d(name="pool", inputs=(Edge("x"),), kernel=pair, stride=pair)
+    nodes = [Input(name="x", shape=(3, 6, 6), temporal=False), pool, readout("pool")]
+    model = to_onnx(SpikingGraph(nodes, output="readout", timesteps=1))
+    assert [node.op_type for node in model.graph.node if node.name.startswith("pool")] == written
 
 
 # Recurrence: delayed edges.

@@ -58,6 +58,13 @@ def test_spikes_and_logits(outputs: Any, temporal: bool, tmp_path: Path) -> None
     assert np.array_equal(recording.logits, run(model, batch, ["logits"])[0])
 
 
+def test_a_tap_may_be_an_output_already(file: Path, tmp_path: Path) -> None:
+    model = onnx.load(str(file))
+    model.graph.output.append(next(value for value in model.graph.value_info if value.name == "sn1/t1/spikes"))
+    wanted, found = (OnnxRuntime(path).run(BATCH) for path in (file, written(tmp_path / "more.onnx", model)))
+    assert np.array_equal(found.spikes["sn1"].bits, wanted.spikes["sn1"].bits)
+
+
 def test_one_timestep_and_a_recurrent_network(tmp_path: Path) -> None:
     for graph, batch in ((network(timesteps=1), BATCH), (recurrent(), data(19, 6, 5))):
         recording = OnnxRuntime(written(tmp_path / "net.onnx", to_onnx(graph)), threads=1).run(batch)
@@ -176,8 +183,8 @@ def test_a_truncated_file_is_refused_wherever_it_ends(file: Path) -> None:
 
 def test_bytes_that_changed(file: Path) -> None:
     """A name that is no UTF-8 any more, as a changed byte may make it."""
-    content = file.read_bytes()
-    file.write_bytes(content.replace(b"sn1/t0/silent", b"sn1/t0/\xffilent", 1))
+    made, _, read = file.read_bytes().rpartition(b"sn1/t0/silent")
+    file.write_bytes(made + b"sn1/t0/\xffilent" + read)
     with refused(Code.FILE_DAMAGED):
         OnnxRuntime(file)
 
@@ -187,6 +194,13 @@ def test_another_tools_onnx_file(tmp_path: Path) -> None:
     del model.metadata_props[:]
     model.producer_name = "pytorch"
     with refused(Code.FOREIGN_FILE, "metadata"):
+        OnnxRuntime(written(tmp_path / "net.onnx", model))
+
+
+def test_our_own_file_without_its_metadata(tmp_path: Path) -> None:
+    model = to_onnx(network())
+    del model.metadata_props[:]
+    with refused(Code.FILE_DAMAGED, "truncated"):
         OnnxRuntime(written(tmp_path / "net.onnx", model))
 
 

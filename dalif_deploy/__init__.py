@@ -1,3 +1,105 @@
-"""Deploy trained DA-LIF spiking networks: the exported file, and the proof that it fires the same spikes."""
+"""Deploy trained DA-LIF spiking networks: the exported file, and the proof that it fires the same spikes.
+
+Names are imported when they are first used, so that importing the package imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if find_spec("dalif_deploy.exporters") is None or find_spec("dalif_deploy.runtimes") is None:
+    raise ImportError(
+        "dalif_deploy was found as a folder of its source checkout, without the parts that are installed beside it; "
+        "leave this folder, or install the checkout with: pip install -e ."
+    )
+
+if TYPE_CHECKING:
+    from dalif_deploy.capture.neurons import NeuronParameters, register_neuron
+    from dalif_deploy.deploy import (
+        Data,
+        ExportResult,
+        LoadOptions,
+        capture,
+        export,
+        load,
+        read_data,
+        run,
+        save,
+        verify,
+    )
+    from dalif_deploy.encoding import Encoding
+    from dalif_deploy.equivalence import Verdict
+    from dalif_deploy.errors import Code, DalifError
+    from dalif_deploy.exporters.nir import to_nir
+    from dalif_deploy.exporters.onnx import to_onnx
+    from dalif_deploy.graph import SpikingGraph
+    from dalif_deploy.neuron import DALIF, reset
+    from dalif_deploy.passes import fold
+    from dalif_deploy.recording import Recording
+
+_HOME = {
+    "Code": "errors",
+    "DALIF": "neuron",
+    "DalifError": "errors",
+    "Data": "deploy",
+    "Encoding": "encoding",
+    "ExportResult": "deploy",
+    "LoadOptions": "deploy",
+    "NeuronParameters": "capture.neurons",
+    "Recording": "recording",
+    "SpikingGraph": "graph",
+    "Verdict": "equivalence",
+    "capture": "deploy",
+    "export": "deploy",
+    "fold": "passes",
+    "load": "deploy",
+    "read_data": "deploy",
+    "register_neuron": "capture.neurons",
+    "reset": "neuron",
+    "run": "deploy",
+    "save": "deploy",
+    "to_nir": "exporters.nir",
+    "to_onnx": "exporters.onnx",
+    "verify": "deploy",
+}
+
+__all__ = [
+    "DALIF",
+    "Code",
+    "DalifError",
+    "Data",
+    "Encoding",
+    "ExportResult",
+    "LoadOptions",
+    "NeuronParameters",
+    "Recording",
+    "SpikingGraph",
+    "Verdict",
+    "__version__",
+    "capture",
+    "export",
+    "fold",
+    "load",
+    "read_data",
+    "register_neuron",
+    "reset",
+    "run",
+    "save",
+    "to_nir",
+    "to_onnx",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dalif_deploy' has no attribute {name!r}")
+    return getattr(import_module(f"dalif_deploy.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

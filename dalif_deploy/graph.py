@@ -7,7 +7,7 @@ values only is static (the same at every timestep); what comes after the readout
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Self
@@ -155,28 +155,36 @@ def _check_names(nodes: tuple[Node, ...], by_name: Mapping[str, Node], output: s
 
 
 def _infer_types(nodes: tuple[Node, ...]) -> dict[str, TensorType]:
-    # A worklist rather than the order: through a delayed edge a node may come before its source.
+    # A worklist rather than the order: through a delayed edge a node may come before its source, and a sum
+    # then takes a first guess from the sources that are known.
     types: dict[str, TensorType] = {}
     waiting = list(nodes)
     while waiting:
-        still = []
-        for node in waiting:
-            known = [types[edge.source] for edge in node.inputs if edge.source in types]
-            if len(known) == len(node.inputs) or (known and node.arity is None and _recurrent(node, types)):
-                types[node.name] = _delayed(node, node.infer(known))
-            else:
-                still.append(node)
-        if len(still) == len(waiting):
-            names = ", ".join(f"'{node.name}'" for node in still)
+        ready = [node for node in waiting if all(edge.source in types for edge in node.inputs)]
+        if not ready:
+            sums = (node for node in waiting if node.arity is None)
+            ready = [node for node in sums if any(edge.source in types for edge in node.inputs)][:1]
+        if not ready:
+            names = ", ".join(f"'{node.name}'" for node in waiting)
             raise DalifError(Code.BAD_GRAPH, f"nodes in a cycle without a delay: {names}")
-        waiting = still
-    for node in nodes:  # once more, now that every source of every sum is known
-        types[node.name] = _delayed(node, node.infer([types[edge.source] for edge in node.inputs]))
-    return types
+        for node in ready:
+            types[node.name] = _inferred(node, [types[e.source] for e in node.inputs if e.source in types])
+            waiting.remove(node)
+    # Guesses are corrected until nothing changes. A count that hears itself grows without end: it is real.
+    for bounded in (True, False):
+        for _ in range(len(nodes) + 1):
+            found = {node.name: _inferred(node, [types[edge.source] for edge in node.inputs]) for node in nodes}
+            if found == types:
+                return types
+            if not bounded:
+                growing = {name for name, type_ in found.items() if type_.maximum != types[name].maximum}
+                found = {n: replace(t, kind="real", maximum=None) if n in growing else t for n, t in found.items()}
+            types = found
+    raise DalifError(Code.FAULT, "the types of the graph's tensors do not settle")
 
 
-def _recurrent(node: Node, types: Mapping[str, TensorType]) -> bool:
-    return all(edge.source in types for edge in node.inputs if not edge.delay)
+def _inferred(node: Node, inputs: Sequence[TensorType]) -> TensorType:
+    return _delayed(node, node.infer(inputs))
 
 
 def _delayed(node: Node, inferred: TensorType) -> TensorType:

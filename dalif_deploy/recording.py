@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -46,7 +47,7 @@ class SpikeTrain:
     @property
     def neuron_steps(self) -> int:
         """batch * T * neurons."""
-        return self.bits.shape[0] * self.bits.shape[1] * self.neurons
+        return int(self.bits.shape[0] * self.bits.shape[1] * self.neurons)
 
     def count(self) -> int:
         """How many spikes there are."""
@@ -80,3 +81,25 @@ class Recording:
     spikes: Mapping[str, SpikeTrain]
     logits: NDArray[np.floating]
     operations: Operations | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence[Recording]) -> Recording:
+        """Several batches of one runtime as one recording; operations are added up."""
+        spikes = {
+            name: SpikeTrain(np.concatenate([part.spikes[name].bits for part in parts]), train.shape)
+            for name, train in parts[0].spikes.items()
+        }
+        counted = [part.operations for part in parts if part.operations is not None]
+        total = None
+        if counted:
+            synaptic, macs = Counter[str](), Counter[str]()
+            for operations in counted:
+                synaptic.update(operations.synaptic)
+                macs.update(operations.macs)
+            total = Operations(dict(synaptic), dict(macs))
+        return Recording(spikes, np.concatenate([part.logits for part in parts]), total)
+
+    def part(self, start: int, stop: int) -> Recording:
+        """Samples `start` to `stop`, without operations, which are counted over the whole."""
+        spikes = {name: SpikeTrain(train.bits[start:stop], train.shape) for name, train in self.spikes.items()}
+        return Recording(spikes, self.logits[start:stop])

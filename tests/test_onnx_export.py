@@ -640,7 +640,7 @@ def recurrent(before: int = 0, after: int = 1, *, timesteps: int = 5, **rules: A
     )
 
 
-DELAYS = [(0, 1), (1, 1), (0, 2), (1, 2), (0, 5), (6, 1)]
+DELAYS = [(0, 1), (1, 0), (1, 1), (0, 2), (1, 2), (0, 5), (6, 1)]
 
 
 @pytest.mark.parametrize("rules", [{}, {"reset": "subtract"}])

@@ -43,7 +43,9 @@ def compare_parameters(
         else:
             unequal = np.asarray(expected[name] != found[name])
             if count := int(np.count_nonzero(unequal)):
-                gap = np.where(unequal, np.abs(found[name].astype(np.float64) - expected[name]), -1.0)
+                gap = np.where(
+                    unequal, np.abs(found[name].astype(np.float64) - expected[name].astype(np.float64)), -1.0
+                )
                 gap = np.where(np.isnan(gap), np.inf, gap)
                 place = tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
                 differences.append(ParameterDifference(name, "values differ", count, float(gap[place]), place))

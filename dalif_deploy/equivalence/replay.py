@@ -24,15 +24,18 @@ from dalif_deploy.recording import Recording, SpikeTrain
 class NeuronStep:
     """One neuron layer at one timestep, in the graph's own units.
 
-    `potential`: V[t] before the reset, float64 [batch, *shape]. `fires`: whether V reaches the threshold,
-    bool. `magnitude`: sum |w s| + |b| + |beta H| + |threshold|, the scale of V's rounding error, or None.
+    `current`: X[t], the input, float64 [batch, *shape]. `potential`: V[t] before the reset. `fires`: whether V
+    reaches the threshold, bool. `magnitude`: sum |w s| + |b| + |beta H| + |threshold|, the scale of V's
+    rounding error, and `current_magnitude` that of X alone; None where they were not asked for.
     """
 
     neuron: Neuron
     t: int
+    current: Values
     potential: Array
     fires: NDArray[np.bool_]
-    magnitude: Array | None
+    magnitude: Values | None
+    current_magnitude: Values | None
 
 
 Visitor = Callable[[NeuronStep], None]
@@ -139,11 +142,11 @@ class _Replay:
         leak = node.beta * (before - node.leak_target) + node.leak_target
         potential = leak + node.alpha * current
         fires = potential >= node.v_threshold if node.fires_at == "ge" else potential > node.v_threshold
-        magnitude = None
+        magnitude: Values | None = None
         if current_magnitude is not None:
             magnitude = np.abs(node.alpha) * current_magnitude + np.abs(node.beta * (before - node.leak_target))
             magnitude = magnitude + np.abs(node.leak_target) + np.abs(node.v_threshold)
-        self.visit(NeuronStep(node, t, potential, fires, magnitude))
+        self.visit(NeuronStep(node, t, current, potential, fires, magnitude, current_magnitude))
         spikes = fires if self.history is None else self.history[node.name].step(t)
         if node.reset == "hard":
             self.membrane[node.name] = np.where(spikes, node.v_reset, potential)

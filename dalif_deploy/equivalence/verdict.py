@@ -9,6 +9,7 @@ from typing import Any
 
 from dalif_deploy.equivalence.judge import Contradiction
 from dalif_deploy.equivalence.parameters import ParameterDifference
+from dalif_deploy.nodes import Array
 
 
 class Outcome(IntEnum):
@@ -98,13 +99,21 @@ class RuntimeComparison:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Gains:
+    """The trained alpha and beta of a layer, () or broadcastable against its shape."""
+
+    alpha: Array
+    beta: Array
+
+
 @dataclass(frozen=True)
 class Verdict:
     """All links and runtimes of one verification.
 
     `links`: "module" (the user's own module against the training graph; None where it cannot be had) and
     "folding" (training graph against folded graph, both float64). `rates`: the share of neuron-steps that fired
-    in the reference, by layer.
+    in the reference, by layer; `gains`: alpha and beta, by layer.
     """
 
     samples: int
@@ -112,6 +121,7 @@ class Verdict:
     reference: str
     links: Mapping[str, Comparison | None]
     rates: Mapping[str, float]
+    gains: Mapping[str, Gains]
     runtimes: tuple[RuntimeComparison, ...] = ()
     accuracy: float | None = None
     notes: tuple[str, ...] = field(default=())
@@ -140,6 +150,9 @@ class Verdict:
             "links": {name: link.as_json() if link else None for name, link in self.links.items()},
             "rates": dict(self.rates),
             "vacuous": list(self.vacuous),
+            "gains": {
+                name: {"alpha": gains.alpha.tolist(), "beta": gains.beta.tolist()} for name, gains in self.gains.items()
+            },
             "accuracy": self.accuracy,
             "notes": list(self.notes),
             "runtimes": [runtime.as_json() for runtime in self.runtimes],

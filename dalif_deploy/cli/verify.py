@@ -1,0 +1,69 @@
+"""dalif-verify: does what was exported fire as what was trained?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dalif_deploy.cli.common import Talk, load_options, loading_options, main, output_options
+
+EXAMPLES = """
+\b
+Examples:
+  dalif-verify model.pt net.onnx net.nir
+  dalif-verify model.pt net.onnx --data test.npz --samples 100
+  dalif-verify model.pt net.nir --runtime norse --strict --json
+"""
+
+
+@click.command("dalif-verify", epilog=EXAMPLES)
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("exported", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Inputs, .npz with `inputs` and perhaps `labels`, or .npy; default: the samples stored with the model.",
+)
+@click.option("--samples", type=click.IntRange(min=1), metavar="N", help="At most N samples.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="NAME",
+    help="Only this runtime; repeatable. Default: torch, events, and every installed one that reads a given file.",
+)
+@click.option("--strict", is_flag=True, help="Exit 1 if any spike differs, even where rounding explains it.")
+@loading_options
+@output_options
+def command(
+    model: Path, exported: tuple[Path, ...], data: Path | None, samples: int | None, runtimes: tuple[str, ...],
+    strict: bool, as_json: bool, force: bool, quiet: bool, verbose: int, **rest: Any,
+) -> int:  # fmt: skip
+    """Compare EXPORTED files, and the runtimes, with the trained MODEL, spike by spike.
+
+    The reference is the training graph in float64. Every spike of every neuron at every timestep is compared;
+    where they differ, each neuron-step is judged on the candidate's own history, and the first ones at fault
+    are named with potential and margin.
+
+    Exit status: 0 no divergence (rounding included, unless --strict); 1 divergent; 2 unusable input.
+    """
+    from dalif_deploy.deploy import read_data, verify
+    from dalif_deploy.report.terminal import print_verdict
+
+    talk = Talk(quiet=quiet)
+    options = load_options(rest)
+    verdict = verify(
+        model, *exported, data=None if data is None else read_data(data), samples=samples,
+        runtimes=runtimes or None, options=options, progress=talk.progress,
+    )  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(verdict.as_json()))
+    else:
+        print_verdict(verdict)
+    return 0 if verdict.passes(strict=strict) else 1
+
+
+run = main(command)

@@ -1,0 +1,24 @@
+"""The public verbs: save, load, capture, export, verify, run. The one place that composes all the others."""
+
+from dalif_deploy.deploy.data import Data, read_data
+from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
+from dalif_deploy.deploy.model import LoadOptions, Model, open_model
+from dalif_deploy.deploy.running import run
+from dalif_deploy.deploy.saving import capture, load, save
+from dalif_deploy.deploy.verifying import verify
+
+__all__ = [
+    "Data",
+    "DivergentError",
+    "ExportResult",
+    "LoadOptions",
+    "Model",
+    "capture",
+    "export",
+    "load",
+    "open_model",
+    "read_data",
+    "run",
+    "save",
+    "verify",
+]

@@ -1,0 +1,93 @@
+"""The data that a model is run on: from a file, from the checkpoint, or seeded."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.encoding import InputSpec
+from dalif_deploy.errors import Code, DalifError
+
+SEED = 20_24
+BATCH = 32
+Progress = Callable[[int, int], None]
+"""Called after every batch with the number of samples done, and of all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Inputs, [N, ...] or [N, T, ...], labels [N] where there are any, and one phrase on where they come from."""
+
+    inputs: NDArray[np.generic]
+    labels: NDArray[np.integer] | None
+    origin: str
+
+    def first(self, samples: int | None) -> Data:
+        """At most the first `samples`."""
+        if samples is None or samples >= len(self.inputs):
+            return self
+        labels = None if self.labels is None else self.labels[:samples]
+        return Data(self.inputs[:samples], labels, f"the first {samples} of {self.origin}")
+
+    def batches(self, size: int = BATCH) -> Iterator[NDArray[np.generic]]:
+        """The inputs, `size` samples at a time."""
+        for start in range(0, len(self.inputs), size):
+            yield self.inputs[start : start + size]
+
+
+def read_data(path: Path) -> Data:
+    """An .npz with `inputs` and perhaps `labels`, or an .npy with the inputs. No pickled objects are loaded.
+
+    Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE, BAD_DATA.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _checked(path, loaded, None)
+        with loaded:
+            if "inputs" not in loaded:
+                names = ", ".join(loaded.files) or "nothing"
+                raise DalifError(Code.BAD_DATA, f"{path}: has no array `inputs` (it has {names})")
+            return _checked(path, loaded["inputs"], loaded.get("labels"))
+    except OSError as error:
+        raise DalifError(Code.FILE_MISSING, f"{path}: {error.strerror or error}; check the path") from error
+    except (EOFError, zipfile.BadZipFile) as error:
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: the file is empty, truncated or damaged") from error
+    except ValueError as error:
+        raise DalifError(
+            Code.FOREIGN_FILE,
+            f"{path}: not a NumPy file of numbers; give an .npz with `inputs` and perhaps `labels`, or an .npy",
+        ) from error
+
+
+def _checked(path: Path, inputs: NDArray[np.generic], labels: NDArray[np.generic] | None) -> Data:
+    if inputs.ndim < 2 or not len(inputs):
+        raise DalifError(Code.BAD_DATA, f"{path}: `inputs` of shape {list(inputs.shape)}; [N, ...] is needed")
+    if labels is None:
+        return Data(inputs, None, path.name)
+    if labels.shape != (len(inputs),) or not np.issubdtype(labels.dtype, np.integer):
+        raise DalifError(
+            Code.BAD_DATA,
+            f"{path}: `labels` are {labels.dtype} {list(labels.shape)}; whole numbers [{len(inputs)}] are needed",
+        )
+    return Data(inputs, labels, path.name)  # type: ignore[arg-type]  # issubdtype above
+
+
+def seeded_data(spec: InputSpec, samples: int) -> Data:
+    """Reproducible inputs for a model without samples of its own: uniform in [0, 1) for real input, 20 % of
+    ones for spikes, uniform codes for uint8."""
+    rng = np.random.default_rng(SEED)
+    shape = (samples, spec.timesteps, *spec.shape) if spec.temporal else (samples, *spec.shape)
+    inputs: NDArray[np.generic]
+    if spec.encoding.kind == "uint8":
+        inputs = rng.integers(0, 256, shape, dtype=np.uint8)
+    elif spec.encoding.kind == "spikes":
+        inputs = (rng.random(shape) < 0.2).astype(np.float32)
+    else:
+        inputs = rng.random(shape, dtype=np.float32)
+    return Data(inputs, None, f"{samples} seeded samples")

@@ -1,0 +1,75 @@
+"""Exported files: which format one is, reading it, and the runtimes that can run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dalif_deploy.capture.nir import read_nir
+from dalif_deploy.deploy.files import kind_of
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.exporters.registry import Format, file_format
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import FileMetadata
+from dalif_deploy.runtimes.protocol import Runtime
+from dalif_deploy.runtimes.registry import RuntimeKind, open_runtime, runtime_kind
+
+FORMAT_OF = {"onnx": "onnx", "hdf5": "nir"}
+READ_BACK: Mapping[str, Callable[[Path], SpikingGraph]] = {"nir": read_nir}
+"""Formats that can be read back into a folded graph, which the `events` runtime then runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedFile:
+    """A file in one of the formats. `content`: the format's own object."""
+
+    path: Path
+    format: Format
+    content: Any
+    metadata: FileMetadata
+
+    def open(self, kind: RuntimeKind) -> Runtime:
+        """The file in one runtime. Raises `DalifError`: BAD_OPTION where it does not run this format,
+        MISSING_PACKAGE, RUNTIME_CANNOT_RUN."""
+        if kind.takes == self.format.name:
+            return open_runtime(kind, self.path)
+        if kind.takes == "folded" and (graph := self.read_back()) is not None:
+            return open_runtime(kind, graph)
+        raise DalifError(
+            Code.BAD_OPTION, f"--runtime {kind.name}: runs {kind.takes} graphs or files, not {self.format.name} files"
+        )
+
+    def read_back(self) -> SpikingGraph | None:
+        """The folded graph in the file, where the format can be read back."""
+        reader = READ_BACK.get(self.format.name)
+        return None if reader is None else reader(self.path)
+
+
+def is_exported(path: Path) -> bool:
+    """Whether the file is in one of the formats, by content. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED)."""
+    return kind_of(path) in FORMAT_OF
+
+
+def open_exported(path: Path) -> ExportedFile:
+    """Read an exported file. Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE."""
+    kind = kind_of(path)
+    if kind not in FORMAT_OF:
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: neither an ONNX nor a NIR file; give what dalif-export wrote")
+    format_ = file_format(FORMAT_OF[kind])
+    try:
+        content = format_.read(path)
+    except DalifError:
+        raise
+    except Exception as error:  # readers of damaged files raise nearly anything
+        raise DalifError(
+            Code.FILE_DAMAGED, f"{path}: cannot be read as {format_.name} ({type(error).__name__}: {error})"
+        ) from error
+    metadata = FileMetadata.from_strings(format_.metadata(content), source=str(path))
+    return ExportedFile(path, format_, content, metadata)
+
+
+def default_runtime(file: ExportedFile) -> RuntimeKind:
+    """What runs a file when nothing else is asked for: the one that needs no further package."""
+    return runtime_kind("onnxruntime" if file.format.name == "onnx" else "events")

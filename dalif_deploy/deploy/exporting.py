@@ -1,0 +1,172 @@
+"""export: a trained model becomes a file, folded with proof, read back, and verified before it is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dalif_deploy import __version__
+from dalif_deploy.deploy.data import Data, Progress
+from dalif_deploy.deploy.files import check_output, sha256, written_whole
+from dalif_deploy.deploy.model import LoadOptions, Model, open_model
+from dalif_deploy.deploy.proof import prove_folding
+from dalif_deploy.deploy.saving import write_model
+from dalif_deploy.deploy.verifying import verify
+from dalif_deploy.equivalence import RuntimeComparison, Verdict
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.exporters.registry import file_format
+from dalif_deploy.graph import SpikingGraph
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export wrote.
+
+    `verdict`: of the file, None where it was not verified. `notes`: what was inferred, folded or should be
+    known by whoever uses the file, one line each.
+    """
+
+    output: Path
+    target: str
+    timesteps: int
+    sha256: str
+    verdict: Verdict | None
+    notes: tuple[str, ...]
+    precision: str = "float32"
+    graph: str = "unrolled"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain types only."""
+        return {
+            "output": str(self.output),
+            "target": self.target,
+            "precision": self.precision,
+            "graph": self.graph,
+            "timesteps": self.timesteps,
+            "verdict": None if self.verdict is None else str(self.verdict.outcome),
+            "sha256": self.sha256,
+        }
+
+
+def export(
+    model: str | Path | torch.nn.Module | SpikingGraph | Model,
+    path: str | Path | None = None,
+    *,
+    to: str,
+    options: LoadOptions | None = None,
+    data: Data | NDArray[np.generic] | None = None,
+    samples: int | None = None,
+    verified: bool = True,
+    force: bool = False,
+    progress: Progress | None = None,
+    **format_options: Any,
+) -> ExportResult:
+    """Fold a model, write it as `to` ("onnx", "nir" or "pt"), and verify the file before it takes its name.
+
+    `path`: where to; None takes the model's own stem, beside it. `data`, `samples`: as for `verify`.
+    `verified`: compare the written file with the model; a divergent file is not kept. `force`: replace an
+    existing file (never the model). `format_options`: "opset" and "outputs" for onnx, "dialect" for nir.
+    Raises `DalifError`: what opening the model raises; UNSUPPORTED_LAYER, TARGET_CANNOT_HOLD, FOLD_MISMATCH,
+    OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
+    """
+    opened = open_model(model, options or LoadOptions())
+    suffix = ".pt" if to == "pt" else file_format(to).suffix
+    target = _target(opened, path, suffix)
+    check_output(target, model=opened.path, force=force)
+    if to == "pt":
+        return _to_pt(opened, target, format_options)
+    format_ = file_format(to)
+    for option in format_options.keys() - format_.options:
+        raise DalifError(Code.BAD_OPTION, f"--to {to} takes no option {option!r}")
+    chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
+    chosen = chosen.first(samples)
+    folded, _ = prove_folding(opened.graph, chosen.batches())
+    metadata = {"tool": f"dalif_deploy {__version__}"}
+    if opened.sha256 is not None:
+        metadata["source_sha256"] = opened.sha256
+    content = format_.export(folded, metadata=metadata, **format_options)
+    verdict = None
+    with written_whole(target) as temporary:
+        format_.write(content, temporary)
+        back = format_.parameters(format_.read(temporary))
+        _check_read_back(target, format_.parameters(content), back)
+        if verified:
+            verdict = verify(opened, temporary, data=chosen, progress=progress)
+            verdict = _named(verdict, temporary, target)
+            if not verdict.passes():
+                raise DivergentError(target, verdict)
+        digest = sha256(temporary)
+    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, (*opened.notes, *format_.details(content)))
+
+
+class DivergentError(DalifError):
+    """The file that was written does not fire as the model; it was not kept. `verdict` says where."""
+
+    def __init__(self, path: Path, verdict: Verdict) -> None:
+        self.verdict = verdict
+        super().__init__(
+            Code.FOLD_MISMATCH, f"{path}: not written, since it is {verdict.outcome}: {first_difference(verdict)}"
+        )
+
+
+def first_difference(verdict: Verdict) -> str:
+    """Where the worst comparison first goes wrong, in one phrase."""
+    for runtime in verdict.runtimes:
+        if runtime.outcome == verdict.outcome:
+            if runtime.comparison.origins:
+                origin = runtime.comparison.origins[0]
+                return (
+                    f"in {runtime.comparison.name}, layer '{origin.layer}' step {origin.t} index {list(origin.index)} "
+                    f"of sample {origin.sample} (margin {origin.margin:.3g}, bound {origin.bound:.3g})"
+                )
+            if runtime.tensors_differing:
+                difference = runtime.tensors_differing[0]
+                return f"tensor {difference.name} {difference.problem}"
+    return "see the verdict"
+
+
+def _target(model: Model, path: str | Path | None, suffix: str) -> Path:
+    if path is not None:
+        return Path(path)
+    if model.path is None:
+        raise DalifError(Code.BAD_OPTION, "no output path: give one, since the model does not come from a file")
+    return model.path.with_suffix(suffix)
+
+
+def _to_pt(model: Model, target: Path, format_options: dict[str, Any]) -> ExportResult:
+    for option in format_options:
+        raise DalifError(Code.BAD_OPTION, f"--to pt takes no option {option!r}")
+    write_model(model, target)
+    return ExportResult(target, "pt", model.graph.timesteps, sha256(target), None, model.notes)
+
+
+def _check_read_back(path: Path, written: Any, back: Any) -> None:
+    from dalif_deploy.equivalence import compare_parameters
+
+    for difference in compare_parameters(written, back):
+        raise DalifError(
+            Code.FAULT, f"{path}: read back, tensor {difference.name} is not what was written: {difference.problem}"
+        )
+
+
+def _named(verdict: Verdict, temporary: Path, target: Path) -> Verdict:
+    """The verdict with the file's final name in place of the temporary one."""
+
+    def rename(text: str) -> str:
+        return text.replace(str(temporary), str(target))
+
+    def renamed(runtime: RuntimeComparison) -> RuntimeComparison:
+        notes = tuple(rename(note) for note in runtime.notes)
+        file = None if runtime.file is None else rename(runtime.file)
+        return replace(runtime, file=file, notes=notes, description=rename(runtime.description))
+
+    return replace(
+        verdict,
+        runtimes=tuple(renamed(runtime) for runtime in verdict.runtimes),
+        notes=tuple(rename(note) for note in verdict.notes),
+    )

@@ -1,0 +1,216 @@
+"""MODEL, whatever it is, becomes a training graph with samples: the way in that all verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dalif_deploy import checkpoint
+from dalif_deploy.capture import CapturedModule, capture_module
+from dalif_deploy.checkpoint import Samples
+from dalif_deploy.deploy.data import Data, seeded_data
+from dalif_deploy.deploy.files import kind_of, sha256
+from dalif_deploy.deploy.proof import prove_capture
+from dalif_deploy.deploy.wild import build_module, load_weights, run_adapter, unpickle
+from dalif_deploy.encoding import Encoding
+from dalif_deploy.equivalence import Precision
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.graph import SpikingGraph
+
+SEEDED_SAMPLES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How to read a MODEL that does not say everything itself; one meaning in every command.
+
+    `factory`, `arguments`: "package.module:factory" that builds the module, and its keyword arguments.
+    `adapter`: a Python file run before. `trust_pickle`: unpickle a pickled module, which runs its code.
+    `timesteps`, `input_shape` (without batch and time), `layout`, `readout`, `temporal`: as for `capture`.
+    """
+
+    factory: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    adapter: Path | None = None
+    trust_pickle: bool = False
+    timesteps: int | None = None
+    input_shape: tuple[int, ...] | None = None
+    layout: str | None = None
+    readout: str | None = None
+    temporal: bool | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A training graph and where it comes from.
+
+    `captured`: the user's module, where it was captured just now. `samples`: what a model.pt stores.
+    `path`, `sha256`: of the file. `notes`: what was inferred, one line each.
+    """
+
+    graph: SpikingGraph
+    layout: str
+    notes: tuple[str, ...] = ()
+    samples: Samples | None = None
+    captured: CapturedModule | None = None
+    path: Path | None = None
+    sha256: str | None = None
+
+    def data(self, limit: int | None = None) -> Data:
+        """The model's own samples, else seeded ones; at most `limit`."""
+        if self.samples is not None:
+            return Data(self.samples.inputs, None, "the samples stored with the model").first(limit)
+        return seeded_data(self.graph.input_spec, limit or SEEDED_SAMPLES)
+
+
+def precision_of(dtype: np.dtype[Any] | str) -> Precision:
+    """What a module of `dtype` computes in, for the bound on its rounding."""
+    return "float64" if np.dtype(dtype) == np.float64 else "float32"
+
+
+def open_model(source: str | Path | torch.nn.Module | SpikingGraph | Model, options: LoadOptions) -> Model:
+    """Read or capture a model.
+
+    `source`: a path (recognised by content), a module (captured and proved; `options` gives timesteps and
+    input shape), or a graph. Raises `DalifError` with any code of the E01 and E02 groups.
+    """
+    if isinstance(source, Model):
+        return source
+    if isinstance(source, SpikingGraph):
+        return Model(source, "graph")
+    if isinstance(source, torch.nn.Module):
+        return _from_module(source, options)
+    path = Path(source)
+    kind = kind_of(path)
+    if options.adapter is not None:
+        run_adapter(options.adapter)
+    if kind == "torch":
+        model = _from_torch(path, options)
+    elif kind == "hdf5":
+        model = _from_nir(path, options)
+    elif kind == "onnx":
+        raise DalifError(
+            Code.FOREIGN_FILE, f"{path}: an ONNX file is what comes out; give the model that it was made from"
+        )
+    elif kind == "safetensors":
+        raise DalifError(
+            Code.FOREIGN_FILE, f"{path}: safetensors files are not read yet; save the state_dict with torch.save"
+        )
+    else:
+        raise DalifError(
+            Code.FOREIGN_FILE, f"{path}: neither a PyTorch nor a NIR file; give a model.pt, a checkpoint or a .nir"
+        )
+    return replace(model, path=path, sha256=sha256(path))
+
+
+def captured_model(
+    module: torch.nn.Module,
+    *,
+    example_input: torch.Tensor | NDArray[np.generic],
+    timesteps: int,
+    layout: str | None = None,
+    readout: str | None = None,
+    temporal: bool | None = None,
+    encoding: Encoding | None = None,
+    class_names: tuple[str, ...] = (),
+    samples: torch.Tensor | NDArray[np.generic] | None = None,
+) -> Model:
+    """Capture a module, prove the capture on the samples, and keep the spikes that the module fired on them.
+
+    `samples`: data, [N, ...] or [N, T, ...], codes where the encoding is uint8; the example input where None.
+    """
+    encoding = encoding or Encoding()
+    inputs = _array(example_input if samples is None else samples)
+    example = _array(example_input)
+    if example.dtype == np.uint8 and encoding.kind == "uint8":
+        channels = 2 if temporal else 1
+        example = encoding.module_input(example, feature_axis=channels)
+    captured = capture_module(
+        module, example_input=example, timesteps=timesteps, layout=layout, readout=readout, temporal=temporal,
+        encoding=encoding, class_names=class_names,
+    )  # fmt: skip
+    dtype = _dtype(module)
+    data = Data(inputs, None, "the samples")
+    spec = captured.graph.input_spec
+    spec.module_input(inputs[:1])  # a wrong shape is told before anything runs
+    recording = prove_capture(captured, data.batches(), precision_of(dtype))
+    return Model(captured.graph, captured.layout, captured.notes, Samples(inputs, recording, dtype), captured=captured)
+
+
+def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
+    if options.timesteps is None:
+        raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
+    if options.input_shape is None:
+        raise DalifError(
+            Code.AMBIGUOUS, "the module does not say what it takes; give --input-shape, such as 3,32,32, without "
+            "batch and time"
+        )  # fmt: skip
+    rng = np.random.default_rng(0)
+    time = (options.timesteps,) if options.temporal else ()
+    example = rng.random((2, *time, *options.input_shape), dtype=np.float32)
+    return captured_model(
+        module, example_input=example, timesteps=options.timesteps, layout=options.layout,
+        readout=options.readout, temporal=options.temporal,
+    )  # fmt: skip
+
+
+def _from_torch(path: Path, options: LoadOptions) -> Model:
+    if options.factory is not None:
+        module = build_module(options.factory, options.arguments)
+        load_weights(module, path)
+        return _from_module(module, options)
+    try:
+        stored = checkpoint.read(path)
+    except DalifError as error:
+        if error.code is not Code.PICKLED or not options.trust_pickle:
+            raise
+        module = unpickle(path)
+        if not isinstance(module, torch.nn.Module):
+            raise DalifError(
+                Code.FOREIGN_FILE, f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed"
+            ) from error
+        return _from_module(module, options)
+    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))
+    model = Model(stored.graph, stored.layout, stored.notes, stored.samples)
+    return model if options.timesteps in (None, stored.graph.timesteps) else _other_timesteps(model, options.timesteps)
+
+
+def _other_timesteps(model: Model, timesteps: int | None) -> Model:
+    graph = model.graph
+    assert timesteps is not None
+    changed = SpikingGraph(
+        graph.nodes, output=graph.output, timesteps=timesteps, encoding=graph.encoding,
+        class_names=graph.class_names, history=graph.history,
+    )  # fmt: skip
+    note = f"{timesteps} timesteps instead of the {graph.timesteps} it was saved with; the stored samples do not apply"
+    return Model(changed, model.layout, (*model.notes, note))
+
+
+def _from_nir(path: Path, options: LoadOptions) -> Model:
+    from dalif_deploy.capture.nir import read_nir
+
+    _refuse_options(path, options, allowed=("adapter", "trust_pickle"))
+    return Model(read_nir(path), "step", ("the model is a NIR file: it is its own reference",))
+
+
+def _refuse_options(path: Path, options: LoadOptions, *, allowed: tuple[str, ...]) -> None:
+    names = {"factory": "--model", "arguments": "--model-arg"}
+    for key, value in vars(options).items():
+        if key not in allowed and value not in (None, False, {}):
+            option = names.get(key, "--" + key.replace("_", "-"))
+            raise DalifError(Code.BAD_OPTION, f"{path}: says this itself; leave out {option}")
+
+
+def _array(values: torch.Tensor | NDArray[np.generic]) -> NDArray[np.generic]:
+    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
+def _dtype(module: torch.nn.Module) -> str:
+    floating = [p.dtype for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()]
+    return "float64" if floating and all(dtype == torch.float64 for dtype in floating) else "float32"

@@ -1,0 +1,98 @@
+"""The proofs that run after capture and after every folding pass, on the graph at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.capture import CapturedModule
+from dalif_deploy.equivalence import Comparer, Comparison, NeuronStep, Outcome, Precision, replay, simulate
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.nodes import Array
+from dalif_deploy.passes import FOLDING
+from dalif_deploy.recording import Recording
+
+CURRENT_TOLERANCE = 1e-12
+"""How far an input current of the module, in float64, may lie from the graph's: this share of the sum of the
+absolute values of its terms. Rounding in another order stays below it; a BatchNorm epsilon of 1.01e-5 does not."""
+
+CURRENT_SAMPLES = 4
+
+
+def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic]], precision: Precision) -> Recording:
+    """The user's own module against the captured graph: spikes on all batches in the module's own dtype, and
+    every neuron's input current in float64 on a few samples of the first.
+
+    A spike may differ only where rounding explains it. Returns what the module fired.
+    Raises `DalifError` (CAPTURE_MISMATCH), naming layer, step and index.
+    """
+    graph = captured.graph
+    comparer = Comparer("module", graph, precision=precision)
+    fired = []
+    for number, batch in enumerate(batches):
+        if number == 0:
+            _prove_currents(captured, batch[:CURRENT_SAMPLES])
+        fired.append(captured.run(graph.input_spec.module_input(batch)))
+        comparer.add(batch, simulate(graph, batch), fired[-1])
+    result = comparer.result()
+    if result.outcome > Outcome.ROUNDING:
+        first = result.origins[0]
+        raise DalifError(
+            Code.CAPTURE_MISMATCH,
+            f"layer '{first.layer}', step {first.t}, index {list(first.index)} of sample {first.sample}: the module "
+            f"{'fired' if first.fired else 'did not fire'}, the captured graph has a potential of "
+            f"{first.potential:.9g} at a threshold of {first.threshold:.9g}; the reader of this neuron class gives "
+            "other parameters or rules than the class uses, or this is a fault of the capture",
+        )
+    return Recording.joined(fired)
+
+
+def _prove_currents(captured: CapturedModule, batch: NDArray[np.generic]) -> None:
+    graph = captured.graph
+    currents: Mapping[str, Array] = captured.currents(graph.input_spec.module_input(batch))
+
+    def visit(step: NeuronStep) -> None:
+        name = step.neuron.name
+        assert step.current_magnitude is not None
+        gap = np.abs(currents[name][:, step.t] - step.current)
+        wrong = gap > CURRENT_TOLERANCE * step.current_magnitude
+        if not wrong.any():
+            return
+        place = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.where(wrong, gap, 0.0))), gap.shape))
+        raise DalifError(
+            Code.CAPTURE_MISMATCH,
+            f"layer '{name}', step {step.t}, index {list(place[1:])} of sample {place[0]}: the module feeds it "
+            f"{currents[name][:, step.t][place]:.17g}, the captured graph {step.current[place]:.17g}",
+        )
+
+    replay(graph, batch, visit, magnitudes=True)
+
+
+def prove_folding(graph: SpikingGraph, batches: Iterable[NDArray[np.generic]]) -> tuple[SpikingGraph, Comparison]:
+    """The folded graph, every pass of it proved against the training graph, both in float64.
+
+    Raises `DalifError` (FOLD_MISMATCH), naming the pass, layer, step and index, and what the passes raise.
+    """
+    stages = []
+    folded = graph
+    for step in FOLDING:
+        folded = step(folded)
+        stages.append((step.name, folded, Comparer(step.name, graph, precision="float64")))
+    for batch in batches:
+        reference = simulate(graph, batch)
+        for _, stage, comparer in stages:
+            comparer.add(batch, reference, simulate(stage, batch))
+    results = [(name, comparer.result()) for name, _, comparer in stages]
+    for name, result in results:
+        if result.outcome > Outcome.ROUNDING:
+            first = result.origins[0]
+            raise DalifError(
+                Code.FOLD_MISMATCH,
+                f"layer '{first.layer}', step {first.t}, index {list(first.index)} of sample {first.sample}: after the "
+                f"pass {name} it fires otherwise than the training graph (margin {first.margin:.3g}); this is a "
+                "fault of the pass, please report it with the model",
+            )
+    return folded, results[-1][1]

@@ -1,0 +1,220 @@
+"""verify: whether exported files, and every runtime, fire the same spikes as the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dalif_deploy.deploy.data import Data, Progress
+from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
+from dalif_deploy.deploy.model import LoadOptions, Model, open_model, precision_of
+from dalif_deploy.encoding import InputSpec
+from dalif_deploy.equivalence import (
+    Comparer,
+    Comparison,
+    Gains,
+    ParameterDifference,
+    RuntimeComparison,
+    Verdict,
+    compare_parameters,
+    simulate,
+)
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.passes import fold
+from dalif_deploy.recording import Recording
+from dalif_deploy.runtimes.protocol import Runtime
+from dalif_deploy.runtimes.registry import RuntimeKind, Takes, open_runtime, runtime_kind, runtime_kinds
+
+REFERENCE = "training graph, float64, frozen alpha and beta"
+
+
+@dataclass
+class _Candidate:
+    """One runtime on one file or on the model, and what it did so far."""
+
+    runtime: Runtime
+    comparer: Comparer
+    file: Path | None = None
+    tensors: tuple[ParameterDifference, ...] = ()
+    correct: int = 0
+    synaptic: int | None = None
+
+    def result(self, samples: int, labelled: bool) -> RuntimeComparison:
+        return RuntimeComparison(
+            comparison=self.comparer.result(),
+            description=self.runtime.description,
+            file=None if self.file is None else str(self.file),
+            tensors_differing=self.tensors,
+            notes=tuple(dict.fromkeys(getattr(self.runtime, "notes", ()))),
+            accuracy=self.correct / samples if labelled else None,
+            synaptic_operations=None if self.synaptic is None else self.synaptic / samples,
+        )
+
+
+@dataclass
+class _Candidates:
+    """The runtimes that take part, and remarks on those that do not."""
+
+    found: list[_Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(
+    model: str | Path | torch.nn.Module | SpikingGraph | Model,
+    *files: str | Path,
+    data: Data | NDArray[np.generic] | None = None,
+    samples: int | None = None,
+    runtimes: Sequence[str] | None = None,
+    options: LoadOptions | None = None,
+    progress: Progress | None = None,
+) -> Verdict:
+    """Compare, spike by spike, everything that runs the model with the training graph in float64.
+
+    `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...], or
+    `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at most so many.
+    `runtimes`: names; None takes torch and events on the model, and every installed runtime that reads a file.
+    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE.
+    A divergence is no error: it is in the verdict.
+    """
+    opened = open_model(model, options or LoadOptions())
+    graph = opened.graph
+    folded = fold(graph)
+    chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
+    chosen = chosen.first(samples)
+    graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is opened
+    candidates = _candidates(opened, folded, [Path(file) for file in files], runtimes)
+    folding = Comparer("folding", graph, precision="float64")
+    module = Comparer("module", graph, precision=_module_precision(opened)) if opened.captured else None
+    fired = {neuron.name: 0 for neuron in graph.neurons}
+    steps = dict(fired)
+    correct = done = 0
+    for batch in chosen.batches():
+        reference = simulate(graph, batch)
+        folding.add(batch, reference, simulate(folded, batch))
+        if module is not None and opened.captured is not None:
+            module.add(batch, reference, opened.captured.run(graph.input_spec.module_input(batch)))
+        labels = None if chosen.labels is None else chosen.labels[done : done + len(batch)]
+        for candidate in candidates.found:
+            recording = candidate.runtime.run(batch)
+            candidate.comparer.add(batch, reference, recording)
+            candidate.correct += _correct(recording, labels)
+            if recording.operations is not None:
+                candidate.synaptic = (candidate.synaptic or 0) + sum(recording.operations.synaptic.values())
+        correct += _correct(reference, labels)
+        for name, train in reference.spikes.items():
+            fired[name] += train.count()
+            steps[name] += train.neuron_steps
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(chosen.inputs))
+    labelled = chosen.labels is not None
+    return Verdict(
+        samples=done,
+        timesteps=graph.timesteps,
+        reference=REFERENCE,
+        links={"module": module.result() if module else _stored_module(opened), "folding": folding.result()},
+        rates={name: fired[name] / steps[name] for name in fired},
+        gains={
+            neuron.name: Gains(neuron.alpha if neuron.trained_alpha is None else neuron.trained_alpha, neuron.beta)
+            for neuron in graph.neurons
+        },
+        runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
+        accuracy=correct / done if labelled else None,
+        notes=(f"data: {chosen.origin}", *opened.notes, *candidates.notes),
+    )
+
+
+def _correct(recording: Recording, labels: NDArray[np.integer] | None) -> int:
+    if labels is None:
+        return 0
+    predictions = recording.logits.reshape(len(labels), -1).argmax(axis=1)
+    return int(np.count_nonzero(predictions == labels))
+
+
+def _module_precision(model: Model) -> Any:
+    return precision_of(model.samples.dtype if model.samples else "float32")
+
+
+def _stored_module(model: Model) -> Comparison | None:
+    """The spikes that the user's module fired when it was saved, against the training graph."""
+    if model.samples is None:
+        return None
+    comparer = Comparer("module", model.graph, precision=_module_precision(model))
+    recorded = model.samples.recording
+    start = 0
+    for batch in Data(model.samples.inputs, None, "").batches():
+        comparer.add(batch, simulate(model.graph, batch), recorded.part(start, start + len(batch)))
+        start += len(batch)
+    return comparer.result()
+
+
+def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names: Sequence[str] | None) -> _Candidates:
+    wanted = None if names is None else [runtime_kind(name) for name in names]
+    kinds = list(runtime_kinds().values()) if wanted is None else wanted
+    candidates = _Candidates()
+    graphs: dict[Takes, SpikingGraph] = {"training": model.graph, "folded": folded}
+    for kind in kinds:
+        if kind.takes in graphs:
+            candidates.found.append(_candidate(model, kind, open_runtime(kind, graphs[kind.takes])))
+    for file in files:
+        _add_file(candidates, model, folded, file, kinds, demanded=wanted is not None)
+    if wanted is not None:
+        used = {candidate.runtime.name for candidate in candidates.found}
+        for kind in wanted:
+            if kind.name not in used:
+                raise DalifError(Code.BAD_OPTION, f"--runtime {kind.name}: runs {kind.takes} files, and none was given")
+    return candidates
+
+
+def _candidate(
+    model: Model, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
+    tensors: tuple[ParameterDifference, ...] = (),
+) -> _Candidate:  # fmt: skip
+    return _Candidate(runtime, Comparer(runtime.name, model.graph, precision=kind.precision), file, tensors)
+
+
+def _add_file(
+    candidates: _Candidates, model: Model, folded: SpikingGraph, path: Path, kinds: Sequence[RuntimeKind],
+    *, demanded: bool,
+) -> None:  # fmt: skip
+    file = open_exported(path)
+    format_ = file.format
+    _check_fits(path, file.metadata.input, folded.input_spec)
+    options = {key: file.metadata.extra[key] for key in format_.options if key in file.metadata.extra}
+    expected = format_.parameters(format_.export(folded, **options))
+    tensors = compare_parameters(expected, format_.parameters(file.content))
+    simulated = False
+    for kind in kinds:
+        reads_back = kind.name == "events" and format_.name in READ_BACK
+        if kind.takes != format_.name and not reads_back:
+            continue
+        if not demanded and (why := _unable(file, kind)) is not None:
+            candidates.notes.append(f"{path}: not run in {kind.name}: {why}")
+            continue
+        candidates.found.append(_candidate(model, kind, file.open(kind), path, tensors))
+        simulated = simulated or not reads_back
+    if not simulated and format_.name in READ_BACK:
+        candidates.notes.append(f"{path}: read back by dalif_deploy only")
+
+
+def _unable(file: ExportedFile, kind: RuntimeKind) -> str | None:
+    """Why a runtime that was not asked for by name is left out, or None."""
+    if (command := kind.available()) is not None:
+        return f"not installed; {command}"
+    return file.format.unfit(file.content, kind.name)
+
+
+def _check_fits(path: Path, found: InputSpec, expected: InputSpec) -> None:
+    if (found.shape, found.temporal, found.timesteps) != (expected.shape, expected.temporal, expected.timesteps):
+        raise DalifError(
+            Code.WRONG_SHAPE,
+            f"{path}: takes {list(found.shape)} over {found.timesteps} timesteps, the model "
+            f"{list(expected.shape)} over {expected.timesteps}; it was exported from another model, or with another -T",
+        )

@@ -1,0 +1,117 @@
+"""Modules that are not a model.pt: built by the user's own code, with weights from a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dalif_deploy.checkpoint import load_plain
+from dalif_deploy.errors import Code, DalifError
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
+"""Where checkpoints keep the state_dict when they hold more than that."""
+
+
+def build_module(factory: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
+    """The module that `factory`, "package.module:function_or_class", returns for the keyword arguments.
+
+    The current folder is importable. Raises `DalifError` (BAD_OPTION).
+    """
+    module_name, separator, attribute = factory.partition(":")
+    if not separator or not module_name or not attribute:
+        raise DalifError(Code.BAD_OPTION, f"--model {factory}: write it as package.module:factory")
+    make = _attribute(module_name, attribute, factory)
+    try:
+        module = make(**arguments)
+    except Exception as error:  # the user's code may raise anything
+        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+        raise DalifError(
+            Code.BAD_OPTION, f"--model {factory}: called with {given}, it raises {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(module, torch.nn.Module):
+        raise DalifError(
+            Code.BAD_OPTION, f"--model {factory}: returned {type(module).__name__}, a torch.nn.Module is needed"
+        )
+    return module
+
+
+def run_adapter(path: Path) -> None:
+    """Run the user's FILE.py, which registers neuron readers; its own folder is importable.
+
+    Raises `DalifError` (FILE_MISSING, BAD_OPTION).
+    """
+    if not path.is_file():
+        raise DalifError(Code.FILE_MISSING, f"{path}: no such adapter file; check --adapter")
+    spec = importlib.util.spec_from_file_location("dalif_adapter", path)
+    if spec is None or spec.loader is None:
+        raise DalifError(Code.BAD_OPTION, f"{path}: an adapter is a Python file, named something.py")
+    _importable(path.resolve().parent)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except DalifError:
+        raise
+    except Exception as error:  # the user's code may raise anything
+        raise DalifError(Code.BAD_OPTION, f"{path}: the adapter raises {type(error).__name__}: {error}") from error
+
+
+def load_weights(module: torch.nn.Module, path: Path) -> None:
+    """Load a checkpoint's state_dict, bare or in one of `CONTAINERS`, "module." prefixes removed.
+
+    Raises `DalifError`: as `load_plain`; FOREIGN_FILE where there is no state_dict or its keys or shapes are
+    not the module's (all of them are listed).
+    """
+    content = load_plain(path)
+    state = next((content[key] for key in CONTAINERS if _is_state(content, key)), content)
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: holds no state_dict; save model.state_dict()")
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = module.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
+        f"{key} is {list(state[key].shape)}, should be {list(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if problems:
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: its state_dict is not this module's: {'; '.join(problems)}")
+    module.load_state_dict(state)
+
+
+def unpickle(path: Path) -> Any:
+    """The Python object in `path`, running whatever code it holds. Raises `DalifError` (FILE_DAMAGED)."""
+    _importable(Path.cwd())
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # unpickling runs foreign code, which may raise anything
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: unpickling it raises {type(error).__name__}: {error}") from error
+
+
+def _is_state(content: Any, key: str) -> bool:
+    return isinstance(content, Mapping) and isinstance(content.get(key), Mapping)
+
+
+def _attribute(module_name: str, attribute: str, factory: str) -> Callable[..., Any]:
+    _importable(Path.cwd())
+    try:
+        found = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # importing runs the user's code
+        raise DalifError(Code.BAD_OPTION, f"--model {factory}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise DalifError(Code.BAD_OPTION, f"--model {factory}: is not callable")
+    return found
+
+
+def _importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

@@ -1,0 +1,159 @@
+"""What a person reads in the terminal: the verdict as a table, its first differences, and one line of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dalif_deploy.deploy.running import RunResult
+from dalif_deploy.equivalence import Comparison, Contradiction, Outcome, RuntimeComparison, Verdict
+from dalif_deploy.nodes import Array
+
+SHOWN_ORIGINS = 5
+LINKS = {"module": "module > graph", "folding": "graph > folded"}
+STYLE = {Outcome.EXACT: "green", Outcome.ROUNDING: "yellow", Outcome.UNPROVED: "red", Outcome.DIVERGENT: "bold red"}
+
+
+def one_line(verdict: Verdict) -> str:
+    """The verdict in one line: outcome, what was compared, by whom, and layers that prove nothing."""
+    names = ", ".join(dict.fromkeys(runtime.comparison.name for runtime in verdict.runtimes)) or "no runtime"
+    spikes = sum(runtime.comparison.spikes_differing for runtime in verdict.runtimes)
+    compared = sum(runtime.comparison.spikes_compared for runtime in verdict.runtimes)
+    text = f"{verdict.outcome}: {spikes:,} of {compared:,} spikes differ ({verdict.samples} samples; {names})"
+    if verdict.vacuous:
+        text += f"; vacuous: {', '.join(verdict.vacuous)} never or always fired"
+    return text
+
+
+def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
+    """The whole verdict on stdout."""
+    console = console or Console(highlight=False)
+    labelled = verdict.accuracy is not None
+    counted = any(runtime.synaptic_operations is not None for runtime in verdict.runtimes)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("compared", overflow="fold")
+    table.add_column("verdict")
+    table.add_column("spikes\ndiffering", justify="right")
+    table.add_column("of neuron-\nsteps", justify="right")
+    table.add_column("logits\ndiffer by", justify="right")
+    if labelled:
+        table.add_column("accuracy", justify="right")
+    if counted:
+        table.add_column("SynOps\na sample", justify="right")
+    for name, link in verdict.links.items():
+        _add(table, LINKS.get(name, name), link, None, labelled=labelled, counted=counted)
+    table.add_section()
+    file = None
+    for runtime in verdict.runtimes:
+        if runtime.file != file and runtime.file is not None:
+            table.add_section()
+            table.add_row(Path(runtime.file).name, style="dim")
+        file = runtime.file
+        indent = "" if file is None else "  "
+        _add(table, indent + runtime.comparison.name, runtime.comparison, runtime, labelled=labelled, counted=counted)
+    console.print(
+        f"reference: {verdict.reference}; {verdict.samples} samples, T = {verdict.timesteps}"
+        + (f", accuracy {verdict.accuracy:.2%}" if verdict.accuracy is not None else ""),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    console.print(table)
+    console.print(_layers(verdict))
+    for note in verdict.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    for name, link in verdict.links.items():
+        if link is not None:
+            _print_origins(console, f"link {name}", link.origins)
+    for runtime in verdict.runtimes:
+        _print_runtime(console, runtime)
+    console.print(one_line(verdict), style=STYLE[verdict.outcome], markup=False, soft_wrap=True)
+
+
+def print_run(result: RunResult, output: Path | None, console: Console | None = None) -> None:
+    """What a run gave, on stdout."""
+    console = console or Console(highlight=False)
+    names = result.class_names
+    shown = [names[p] if p < len(names) else str(p) for p in result.predictions[:10].tolist()]
+    more = ", ..." if len(result.predictions) > 10 else ""
+    console.print(f"{len(result.predictions)} samples in {result.runtime}", markup=False)
+    console.print(f"predictions: {', '.join(shown)}{more}", markup=False, soft_wrap=True)
+    console.print(
+        "firing rate: " + ", ".join(f"{name} {rate:.1%}" for name, rate in result.rates.items()),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if result.synaptic_operations is not None:
+        console.print(f"synaptic operations: {result.synaptic_operations:,.0f} per sample", markup=False)
+    if result.accuracy is not None:
+        console.print(f"accuracy: {result.accuracy:.2%}", markup=False)
+    if output is not None:
+        console.print(f"{output}: written", markup=False, soft_wrap=True)
+
+
+def _add(
+    table: Table, title: str, comparison: Comparison | None, runtime: RuntimeComparison | None,
+    *, labelled: bool, counted: bool,
+) -> None:  # fmt: skip
+    if comparison is None:
+        table.add_row(title, "not available")
+        return
+    outcome = comparison.outcome if runtime is None else runtime.outcome
+    row = [
+        title,
+        f"[{STYLE[outcome]}]{outcome}[/]",
+        f"{comparison.spikes_differing:,}",
+        f"{comparison.spikes_compared:,}",
+        f"{comparison.max_logit_difference:.1e}" if comparison.max_logit_difference else "0",
+    ]
+    if labelled:
+        row.append("" if runtime is None or runtime.accuracy is None else f"{runtime.accuracy:.2%}")
+    if counted:
+        operations = None if runtime is None else runtime.synaptic_operations
+        row.append("" if operations is None else f"{operations:,.0f}")
+    table.add_row(*row)
+
+
+def _layers(verdict: Verdict) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    for heading in ("alpha", "beta", "firing rate"):
+        table.add_column(heading, justify="right")
+    for name, rate in verdict.rates.items():
+        gains = verdict.gains[name]
+        table.add_row(name, _shown(gains.alpha), _shown(gains.beta), f"{rate:.1%}")
+    return table
+
+
+def _shown(values: Array) -> str:
+    if values.size == 1:
+        return f"{values.item():.4f}"
+    return f"{values.min():.4f} to {values.max():.4f}"
+
+
+def _print_runtime(console: Console, runtime: RuntimeComparison) -> None:
+    title = runtime.comparison.name + (f" on {runtime.file}" if runtime.file else "")
+    for note in runtime.notes:
+        console.print(f"{title}: {note}", markup=False, soft_wrap=True)
+    for difference in runtime.tensors_differing:
+        where = f", most at {list(difference.index)} by {difference.largest:.3g}" if difference.elements else ""
+        count = f" ({difference.elements} of them)" if difference.elements else ""
+        console.print(
+            f"{title}: tensor {difference.name}: {difference.problem}{count}{where}", markup=False, soft_wrap=True
+        )
+    _print_origins(console, title, runtime.comparison.origins)
+
+
+def _print_origins(console: Console, title: str, origins: Sequence[Contradiction]) -> None:
+    for origin in origins[:SHOWN_ORIGINS]:
+        console.print(
+            f"{title}: layer '{origin.layer}' step {origin.t} neuron {list(origin.index)} of sample {origin.sample} "
+            f"{'fired' if origin.fired else 'did not fire'} at potential {origin.potential:.9g}, threshold "
+            f"{origin.threshold:.9g}: margin {origin.margin:.3g} "
+            f"{'within' if origin.within_bound else 'outside'} the rounding bound {origin.bound:.3g}",
+            markup=False,
+            soft_wrap=True,
+        )
+    if len(origins) > SHOWN_ORIGINS:
+        console.print(f"{title}: and {len(origins) - SHOWN_ORIGINS:,} more (--json lists all)", markup=False)

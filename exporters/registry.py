@@ -1,0 +1,104 @@
+"""The file formats by name: the built-in ones, and those that other packages register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.errors import Code, DalifError
+
+ENTRY_POINTS = "dalif_deploy.exporters"
+Parameters = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format.
+
+    `export(graph, metadata=..., **options)` makes the format's own object of a folded graph; `write(object,
+    path)` writes it; `read(path)` reads one back, as an object; `parameters(object)` are its numbers by name;
+    `metadata(object)` its metadata as strings. `options`: the names of the options that `export` takes.
+    `details(object)`: lines that a user should see who is about to use the file. `unfit(object, runtime)`: why a
+    runtime, by name, would not run the file rightly, or None. Other packages register one under the entry-point
+    group `dalif_deploy.exporters`.
+    """
+
+    name: str
+    suffix: str
+    export: Callable[..., Any]
+    write: Callable[[Any, Path], None]
+    read: Callable[[Path], Any]
+    parameters: Callable[[Any], Parameters]
+    metadata: Callable[[Any], Mapping[str, str]]
+    options: frozenset[str] = frozenset()
+    details: Callable[[Any], tuple[str, ...]] = lambda _: ()
+    unfit: Callable[[Any, str], str | None] = lambda _object, _runtime: None
+
+
+def _onnx() -> Format:
+    import onnx
+
+    from dalif_deploy.exporters.onnx import parameters, to_onnx
+
+    return Format(
+        name="onnx",
+        suffix=".onnx",
+        export=to_onnx,
+        write=lambda model, path: onnx.save_model(model, str(path)),
+        read=lambda path: onnx.load_model(str(path)),
+        parameters=parameters,
+        metadata=lambda model: {entry.key: entry.value for entry in model.metadata_props},
+        options=frozenset({"opset", "outputs"}),
+    )
+
+
+def _nir() -> Format:
+    import nir
+
+    from dalif_deploy.exporters.nir import parameters, readers, to_nir
+    from dalif_deploy.nir_io import open_nir
+
+    def details(graph: nir.NIRGraph) -> tuple[str, ...]:
+        found = readers(graph)
+        reads = [f"{reader.name} reads it rightly: {reader.call}" for reader in found if reader.reads]
+        return (*reads, *(f"not for {reader.name}: {reader.why}" for reader in found if not reader.reads))
+
+    def unfit(graph: nir.NIRGraph, runtime: str) -> str | None:
+        return next((r.why for r in readers(graph) if r.name == runtime and not r.reads), None)
+
+    def metadata(graph: nir.NIRGraph) -> dict[str, str]:
+        return {key: value if isinstance(value, str) else str(value) for key, value in graph.metadata.items()}
+
+    return Format(
+        name="nir",
+        suffix=".nir",
+        export=to_nir,
+        write=lambda graph, path: nir.write(str(path), graph),
+        read=lambda path: open_nir(path)[0],
+        parameters=parameters,
+        metadata=metadata,
+        options=frozenset({"dialect"}),
+        details=details,
+        unfit=unfit,
+    )
+
+
+BUILT_IN: Mapping[str, Callable[[], Format]] = {"onnx": _onnx, "nir": _nir}
+"""The formats of this package, by name; called when the format is used, since onnx and nir take time to import."""
+
+
+def file_format(name: str) -> Format:
+    """The format called `name`. Raises `DalifError` (BAD_OPTION)."""
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in registered:
+        raise DalifError(Code.BAD_OPTION, f"format {name!r}: unknown; there are {', '.join([*BUILT_IN, *registered])}")
+    found: Format = registered[name].load()
+    return found

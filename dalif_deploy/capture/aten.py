@@ -128,17 +128,21 @@ def untimed(val: Val) -> Val | None:
     return val if val.d is None else None
 
 
-def interpret(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Track the outputs of an operation that had a tracked operand."""
+def interpret(
+    recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, target: torch.Tensor | None
+) -> None:
+    """Track the outputs of an operation that had a tracked operand.
+
+    `target`: the tensor an in-place operation wrote; `args` holds what it was before, where that was a constant.
+    """
     full = str(func.overloadpacket).removeprefix("aten.")
-    in_place = func._schema.is_mutable and full.endswith("_")
     call = Call(recorder, full.rstrip("_"), args, kwargs, out)
     if call.name in _CONSTANT:
         return
     _refuse_by_name(call)
-    if func._schema.is_mutable and not in_place:
+    if func._schema.is_mutable and target is None:
         raise call.refuse("an out= argument; write out of place")
-    if in_place and recorder.val(args[0]) is None and args[0]._is_view():
+    if target is not None and recorder.val(target) is None and target._is_view():
         raise call.refuse(
             "a value computed from the input is written through a view into a buffer; collect the "
             "timesteps in a list and stack them",
@@ -150,10 +154,10 @@ def interpret(recorder: Recorder, func: Any, args: tuple[Any, ...], kwargs: dict
     if handler is None:
         raise call.unsupported()
     result = handler(call)
-    if in_place:
-        if not isinstance(result, Val) or tuple(args[0].shape) != tuple(out.shape):
+    if target is not None:
+        if not isinstance(result, Val):
             raise call.unsupported()
-        recorder.track(args[0], result)
+        recorder.track(target, result)
         return
     outputs = [out] if isinstance(out, torch.Tensor) else list(out)
     results = result if isinstance(result, list) else [result]
@@ -296,7 +300,7 @@ def reshaped(call: Call, node: Op, shape: Sequence[int]) -> Val:
     source = node.inputs[0] if node.kind == "reshape" else node
     if source.shape == tuple(shape):
         return Val((source,))
-    return call.op("reshape", [source], shape)
+    return call.op("reshape", [source], shape, [], [tuple(shape)])
 
 
 def _reshape(call: Call) -> Result:

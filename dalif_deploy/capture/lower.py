@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from dalif_deploy.nodes import (
     ReadoutMode,
     Scale,
     SumPool2d,
+    TensorKind,
     frozen,
 )
 
@@ -61,7 +63,7 @@ def lower(
 ) -> SpikingGraph:
     """The training graph. Raises `DalifError` (UNSUPPORTED_LAYER, NOT_FINITE, WRONG_SHAPE)."""
     lowering = _Lowering(rolled, parameters)
-    kind = "spike" if encoding.kind == "spikes" else "real"
+    kind: TensorKind = "spike" if encoding.kind == "spikes" else "real"
     source = Input(name=lowering.fresh("input"), shape=input_shape, temporal=temporal, kind=kind)
     lowering.source = source.name
     step = lowering.edge(rolled.step)
@@ -180,7 +182,9 @@ class _Lowering:
     def _neuron(self, op: Op, edges: tuple[Edge, ...]) -> Neuron:
         name = op.attrs[0]
         p = self._parameters[name]
-        values = {key: fit(name, key, getattr(p, key), op.shape) for key in ("alpha", "beta", "v_threshold", "v_reset")}
+        values: dict[str, Any] = {
+            key: fit(name, key, getattr(p, key), op.shape) for key in ("alpha", "beta", "v_threshold", "v_reset")
+        }
         return Neuron(
             name=name,
             inputs=edges,

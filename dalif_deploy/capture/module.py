@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -45,6 +45,10 @@ class CapturedModule:
         """
         return self._runner.run(self.graph.input_spec.module_input(batch))
 
+    def run_float64(self, batch: NDArray[np.generic]) -> Recording:
+        """`run`, evaluated in float64 with the module's own gains, as `currents` does."""
+        return self._runner.run(self.graph.input_spec.module_input(batch), float64=True)
+
     def currents(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
         """What every neuron layer receives, by name, float64 [B, T, *shape].
 
@@ -53,6 +57,14 @@ class CapturedModule:
         into float32.
         """
         return self._runner.currents(self.graph.input_spec.module_input(batch))
+
+    def membranes(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
+        """Every neuron's potential H[t] after the reset, float64 [B, T, *shape], evaluated as `currents`.
+
+        Of the layers whose reader names the attribute that holds it (`NeuronParameters.membrane`; DALIF's does).
+        Raises as `currents`, and UNKNOWN_NEURON where that attribute holds no potential.
+        """
+        return self._runner.membranes(self.graph.input_spec.module_input(batch))
 
 
 def capture_module(
@@ -86,36 +98,38 @@ def capture_module(
     example = _example(example_input, device, dtype)
     with as_found(module):
         neurons = _neurons(module)
-        attempt = _Attempt(module, neurons, timesteps)
-        form = attempt.infer(example, layout, temporal)
-        rolled = attempt.rolled[form]
-        mode = _mode(form, rolled, readout, timesteps, notes)
-        if form.layout == "loop" or timesteps > 1:
-            _note_form(form, layout, temporal, timesteps, notes)
-        else:
-            notes.append("timesteps=1: a step and a loop are the same")
-        unused = sorted(set(neurons) - set(rolled.result.currents))
-        if unused:
-            notes.append(f"neuron layers that forward never calls are left out: {', '.join(unused)}")
-        used = {name: child for name, child in neurons.items() if name in rolled.result.currents}
-        graph = lower(
-            rolled.result,
-            {name: read_parameters(name, child, dtype) for name, child in used.items()},
-            input_shape=tuple(example.shape[2 if form.temporal else 1 :]),
-            temporal=form.temporal,
-            readout=mode,
-            timesteps=timesteps,
-            encoding=encoding or Encoding(),
-            class_names=tuple(class_names),
-        )
+        parameters = {name: read_parameters(name, child, dtype) for name, child in neurons.items()}
+
+        def graph_of(form: Form, recorded: _Recorded) -> SpikingGraph:
+            return lower(
+                recorded.rolled,
+                parameters,
+                input_shape=tuple(example.shape[2 if form.temporal else 1 :]),
+                temporal=form.temporal,
+                readout=_mode(form, recorded.rolled.readout, readout, timesteps),
+                timesteps=timesteps,
+                encoding=encoding or Encoding(),
+                class_names=tuple(class_names),
+            )
+
+        form, recorded, graph = _Attempts(module, neurons, timesteps).first(example, layout, temporal, graph_of)
+    if readout is None:
+        why = "the default of a one-step module" if recorded.rolled.readout is None else "seen in forward"
+        notes.append(f"readout={graph.readout.mode!r} ({why})")
+    _note_form(form, layout, temporal, timesteps, notes)
+    unused = sorted(set(neurons) - {neuron.name for neuron in graph.neurons})
+    if unused:
+        notes.append(f"neuron layers that the result does not depend on are left out: {', '.join(unused)}")
+    layers = [neuron.name for neuron in graph.neurons]
     runner = Runner(
         module=module,
-        neurons={neuron.name: neurons[neuron.name] for neuron in graph.neurons},
+        neurons={name: neurons[name] for name in layers},
+        potentials={name: where for name in layers if (where := parameters[name].membrane) is not None},
         form=form,
         timesteps=timesteps,
-        readout=mode,
-        per_step=rolled.result.readout is None,
-        time_axis=rolled.time_axis,
+        readout=graph.readout.mode,
+        per_step=recorded.rolled.readout is None,
+        time_axis=recorded.time_axis,
         device=device,
         dtype=dtype,
     )
@@ -124,27 +138,34 @@ def capture_module(
 
 @dataclass(frozen=True, eq=False)
 class _Recorded:
-    result: Rolled
+    rolled: Rolled
     time_axis: int | None
 
 
-class _Attempt:
+class _Attempts:
     """Records a module in one form after the other, until one fits."""
 
     def __init__(self, module: torch.nn.Module, neurons: Mapping[str, torch.nn.Module], timesteps: int) -> None:
         self._module, self._neurons, self._timesteps = module, neurons, timesteps
         self._states = NeuronStates(neurons)
         self._progress = -1
-        self.rolled: dict[Form, _Recorded] = {}
 
-    def infer(self, example: torch.Tensor, layout: str | None, temporal: bool | None) -> Form:
-        """The first form in which the module can be captured, among those that the arguments and a trial allow."""
-        forms = self._candidates(example, layout, temporal)
+    def first(
+        self,
+        example: torch.Tensor,
+        layout: str | None,
+        temporal: bool | None,
+        graph_of: Callable[[Form, _Recorded], SpikingGraph],
+    ) -> tuple[Form, _Recorded, SpikingGraph]:
+        """The first form in which the module can be captured, among those that the arguments and a trial allow.
+
+        Where none fits, the error of the attempt that got furthest is the one worth reading.
+        """
         furthest: tuple[int, DalifError] | None = None
-        for form in forms:
+        for form in self._candidates(example, layout, temporal):
             try:
-                self.rolled[form] = self._record_twice(example, form)
-                return form
+                recorded = self._record_twice(example, form)
+                return form, recorded, graph_of(form, recorded)
             except DalifError as error:
                 if furthest is None or self._progress > furthest[0]:
                     furthest = (self._progress, error)
@@ -222,10 +243,11 @@ class _Attempt:
             counts[name] += 1
             return forward(*args, **kwargs)
 
-        with as_found(self._module), intercepted(self._neurons, called):
+        with as_found(self._module):
             self._states.reset()
             try:
-                self._module(x.clone())
+                with intercepted(self._neurons, called):
+                    self._module(x.clone())
             except DalifError:
                 raise
             except Exception as error:
@@ -238,7 +260,7 @@ class _Attempt:
         self._progress = -1
         first = self._record(_batch_of(example, 2), form, numbering)
         second = self._record(_other_data(example, 3), form, numbering)
-        if first.result.signature != second.result.signature:
+        if first.rolled.signature != second.rolled.signature:
             raise DalifError(
                 Code.CAPTURE_REFUSED,
                 f"{_site(self._module)}: does something else on other data, or a value computed from the input became "
@@ -252,12 +274,13 @@ class _Attempt:
         site = _site(self._module)
         shape = tuple(x.shape[2 if form.temporal else 1 :])
         sources = [recorder.table.op("input", shape, site, attrs=(t,)) for t in (steps if form.temporal else (None,))]
-        with as_found(self._module), recorder.watching():
+        with as_found(self._module):
             self._states.reset()
             x = x.clone()
             recorder.track(x, Val(tuple(sources), 1) if form.temporal else Val(tuple(sources)))
             try:
-                results = drive(self._module, x, form, self._timesteps)
+                with recorder.watching():
+                    results = drive(self._module, x, form, self._timesteps)
             except DalifError:
                 raise
             except Exception as error:
@@ -305,29 +328,24 @@ def _site(module: torch.nn.Module) -> Site:
     return Site("", type(module).__name__, False)
 
 
-def _mode(form: Form, rolled: _Recorded, readout: str | None, timesteps: int, notes: list[str]) -> ReadoutMode:
-    found = rolled.result.readout
-    chosen = next((mode for mode in get_args(ReadoutMode) if mode == readout), None)
+def _mode(form: Form, found: ReadoutMode | None, given: str | None, timesteps: int) -> ReadoutMode:
+    chosen: ReadoutMode | None = next((mode for mode in get_args(ReadoutMode) if mode == given), None)
     if found is not None and chosen is not None and chosen != found and timesteps > 1:
         raise DalifError(
-            Code.BAD_OPTION, f"readout={readout!r}: forward itself takes the {found} over the timesteps; leave it out"
+            Code.BAD_OPTION, f"readout={given!r}: forward itself takes the {found} over the timesteps; leave it out"
         )
-    if chosen is not None:
-        return chosen  # type: ignore[no-any-return]
-    if found is not None:
-        notes.append(f"readout={found!r} (seen in forward)")
-        return found
-    if form.layout == "loop":
+    if chosen is None and found is None and form.layout == "loop":
         raise DalifError(
             Code.AMBIGUOUS,
             "forward returns the results of all timesteps; give readout='mean', 'sum', 'last' or 'max'",
         )
-    notes.append("readout='mean' (the default of a one-step module)")
-    return "mean"
+    return chosen or found or "mean"
 
 
 def _note_form(form: Form, layout: str | None, temporal: bool | None, timesteps: int, notes: list[str]) -> None:
-    if layout is None:
+    if timesteps == 1:
+        notes.append("timesteps=1: a step and a loop are the same")
+    elif layout is None:
         why = "once per forward" if form.layout == "step" else f"{timesteps} times per forward"
         notes.append(f"layout={form.layout!r} (every neuron is called {why})")
     if temporal is None:

@@ -27,6 +27,8 @@ class NeuronParameters:
     Every value is a number, an array or a tensor (detached here, and widened to float64 exactly): one value
     for the layer, (C,) for one per channel (the first feature axis), or the layer's whole feature shape.
     `raw_alpha`, `raw_beta` and `activation` say what alpha and beta were computed from, where that is known.
+    `membrane` names the module's attribute that holds the potential after the reset; with it, the proof of a
+    capture compares potentials too, and a leak that is slightly wrong is found even where it changes no spike.
     Raises `DalifError` (BAD_OPTION, NOT_FINITE).
     """
 
@@ -39,6 +41,7 @@ class NeuronParameters:
     raw_alpha: Any = None
     raw_beta: Any = None
     activation: str | None = None
+    membrane: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("alpha", "beta", "v_threshold", "v_reset", "raw_alpha", "raw_beta"):
@@ -69,11 +72,13 @@ def reader_of(module: torch.nn.Module) -> Reader | None:
     """The reader registered for the module's class, or None."""
     from dalif_deploy.neuron import DALIF
 
-    for cls in type(module).__mro__:
+    own: Any = type(module)
+    cls: Any
+    for cls in own.__mro__:
         reader = read_dalif if cls is DALIF else _READERS.get(cls)
         if reader is not None:
             # A subclass with a forward of its own computes something that the reader knows nothing of.
-            return reader if type(module).forward is cls.forward else None
+            return reader if own.forward is cls.forward else None
     return None
 
 
@@ -102,8 +107,10 @@ def read_parameters(name: str, module: torch.nn.Module, dtype: torch.dtype) -> N
         )
     if dtype is not torch.float32:
         return parameters
-    numbers = {key: value for key, value in vars(parameters).items() if isinstance(value, np.ndarray)}
-    return replace(parameters, **{key: value.astype(np.float32) for key, value in numbers.items()})
+    rounded: dict[str, Any] = {
+        key: value.astype(np.float32) for key, value in vars(parameters).items() if isinstance(value, np.ndarray)
+    }
+    return replace(parameters, **rounded)
 
 
 def registration(cls: type) -> str:
@@ -129,6 +136,7 @@ def read_dalif(module: Any) -> NeuronParameters:
             raw_alpha=module.a,
             raw_beta=module.b,
             activation=module.activation,
+            membrane="v",
         )
 
 

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dalif_deploy.capture import aten
-from dalif_deploy.capture.state import fingerprint, same_state
+from dalif_deploy.capture.state import Fingerprint, fingerprint, same_state
 from dalif_deploy.capture.values import Const, Op, Site, Table, Val
 from dalif_deploy.errors import Code, DalifError
 
@@ -29,7 +29,7 @@ _HERE = str(Path(__file__).parent)
 _NOT_USER_CODE = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what happens to tracked tensors while it is active and `watching` the module.
 
     `neurons`: the leaf modules by layer name. `calls` counts the calls of each, `heard` their nodes per call.
@@ -37,12 +37,12 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, module: torch.nn.Module, neurons: Mapping[str, torch.nn.Module]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         named = [*module.named_parameters(), *module.named_buffers()]
         self.table = Table(iter(named))
         self.heard: dict[str, list[Op]] = {name: [] for name in neurons}
         self._neurons = neurons
-        self._states: dict[str, tuple[tuple[str, object, int], ...]] = {}
+        self._states: dict[str, Fingerprint] = {}
         self._names = {id(child): name for name, child in module.named_modules()}
         self._root = module
         self._running: list[torch.nn.Module] = []
@@ -132,9 +132,16 @@ class Recorder(TorchDispatchMode):
         if self._inside_neuron is not None:
             return func(*args, **kwargs)
         tracked = any(id(leaf) in self._values for leaf in tree_leaves((args, kwargs)))
+        if not tracked:
+            return func(*args, **kwargs)
+        target = None
+        before = args
+        if func._schema.is_mutable and str(func.overloadpacket).endswith("_"):
+            target = args[0]
+            if id(target) not in self._values:  # a constant that is about to be overwritten
+                before = (target.clone(), *args[1:])
         out = func(*args, **kwargs)
-        if tracked:
-            aten.interpret(self, func, args, kwargs, out)
+        aten.interpret(self, func, before, kwargs, out, target)
         return out
 
     def _neuron_called(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

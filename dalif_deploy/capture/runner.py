@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,11 +43,13 @@ class Runner:
     """The user's module, how it is driven, and what is known of its result.
 
     `neurons`: its neuron layers by name. `per_step`: whether forward's results are per timestep and are reduced
-    here, by `readout`; `time_axis`: where a loop's result has its time axis, if it has one.
+    here, by `readout`; `time_axis`: where a loop's result has its time axis, if it has one. `potentials`: by layer,
+    the attribute that holds the potential after the reset, where the reader names one.
     """
 
     module: torch.nn.Module
     neurons: Mapping[str, torch.nn.Module]
+    potentials: Mapping[str, str]
     form: Form
     timesteps: int
     readout: ReadoutMode
@@ -55,8 +58,11 @@ class Runner:
     device: torch.device
     dtype: torch.dtype
 
-    def run(self, inputs: NDArray[np.float32]) -> Recording:
-        """Spikes and logits in the module's own dtype. Raises `DalifError` (CAPTURE_MISMATCH, WRONG_SHAPE)."""
+    def run(self, inputs: NDArray[np.float32], *, float64: bool = False) -> Recording:
+        """Spikes and logits in the module's own dtype, or in float64 with its own gains.
+
+        Raises `DalifError` (CAPTURE_MISMATCH, WRONG_SHAPE, CAPTURE_REFUSED).
+        """
         fired: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in self.neurons}
 
         def called(name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -64,7 +70,7 @@ class Runner:
             fired[name].append(self._spikes(name, out))
             return out
 
-        results = self._drive(inputs, called, None)
+        results = self._drive(inputs, called, Double() if float64 else None)
         logits = self._logits(results)
         trains = {name: SpikeTrain.pack(np.stack(steps, axis=1)) for name, steps in fired.items()}
         return Recording(trains, logits)
@@ -81,15 +87,33 @@ class Runner:
         self._drive(inputs, called, Double())
         return {name: np.stack(steps, axis=1) for name, steps in heard.items()}
 
+    def membranes(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
+        """The potential after every step's reset, of the layers whose readers name it, float64 [B, T, *shape]."""
+        held: dict[str, list[NDArray[np.float64]]] = {name: [] for name in self.potentials}
+
+        def called(name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            out = forward(*args, **kwargs)
+            if name in held:
+                value = getattr(self.neurons[name], self.potentials[name], None)
+                if not isinstance(value, torch.Tensor) or value.shape != out.shape:
+                    raise DalifError(
+                        Code.UNKNOWN_NEURON,
+                        f"'{name}' ({type(self.neurons[name]).__name__}): its reader says that the potential is in "
+                        f"'{self.potentials[name]}', which holds no tensor of the layer's shape",
+                    )
+                held[name].append(value.detach().cpu().numpy().astype(np.float64))
+            return out
+
+        self._drive(inputs, called, Double())
+        return {name: np.stack(steps, axis=1) for name, steps in held.items()}
+
     def _drive(self, inputs: NDArray[np.float32], called: Callable[..., Any], double: Double | None) -> list[Any]:
         dtype = self.dtype if double is None else torch.float64
         x = torch.tensor(inputs, dtype=dtype, device=self.device)
-        with as_found(self.module), intercepted(self.neurons, called):
+        with as_found(self.module):
             NeuronStates(self.neurons).reset()
             try:
-                if double is None:
-                    return drive(self.module, x, self.form, self.timesteps)
-                with double:
+                with intercepted(self.neurons, called), double or nullcontext():
                     return drive(self.module, x, self.form, self.timesteps)
             except DalifError:
                 raise
@@ -98,7 +122,7 @@ class Runner:
 
     def _spikes(self, name: str, out: torch.Tensor) -> NDArray[np.bool_]:
         values: NDArray[Any] = out.detach().cpu().numpy()
-        spikes = values != 0
+        spikes = np.asarray(values != 0)
         if not (values[spikes] == 1).all():
             raise DalifError(
                 Code.CAPTURE_MISMATCH,

@@ -39,9 +39,9 @@ class Snapshot:
         self._module._buffers.clear()
         self._module._buffers.update(self._buffers)
         with torch.no_grad():
-            for tensor, contents, version in self._tensors:
+            for tensor, values, version in self._tensors:
                 if tensor._version != version:
-                    tensor.copy_(contents)
+                    tensor.copy_(values)
         for container, contents in self._containers:
             if not _same_contents(container, contents):
                 container.clear()
@@ -104,12 +104,15 @@ def _own_reset(module: torch.nn.Module) -> Any:
     return None
 
 
-def fingerprint(module: torch.nn.Module) -> tuple[tuple[str, object, int], ...]:
+Fingerprint = tuple[tuple[str, object, int], ...]
+
+
+def fingerprint(module: torch.nn.Module) -> Fingerprint:
     """What identifies a neuron's state: every tensor and None it holds outside its parameters.
 
     The tensors are returned themselves, so that an identity cannot be taken by a later tensor.
     """
-    held = []
+    held: list[tuple[str, object, int]] = []
     for prefix, child in module.named_modules():
         values = {key: value for key, value in vars(child).items() if key not in _STRUCTURE} | child._buffers
         for key, value in values.items():
@@ -120,7 +123,7 @@ def fingerprint(module: torch.nn.Module) -> tuple[tuple[str, object, int], ...]:
     return tuple(held)
 
 
-def same_state(before: tuple[tuple[str, object, int], ...], after: tuple[tuple[str, object, int], ...]) -> bool:
+def same_state(before: Fingerprint, after: Fingerprint) -> bool:
     """Whether two fingerprints hold the same objects, written as often."""
     return len(before) == len(after) and all(
         a[0] == b[0] and a[1] is b[1] and a[2] == b[2] for a, b in zip(before, after, strict=True)

@@ -140,7 +140,7 @@ class Odd(nn.Module):
         spikes = self.sn1(x + self.zero)
         mixed = 0.5**0.5 * self.bn(self.conv2(spikes)) - spikes / 3 + x.neg().mul_(0.25)
         spikes = self.sn2(mixed) + spikes
-        pooled = spikes.mean([2, 3]) + spikes.sum(dim=(2, 3), keepdim=True).squeeze(-1).squeeze(-1) / 64
+        pooled = spikes.flatten(2).mean(2) + spikes.sum(dim=(2, 3), keepdim=True).squeeze(-1).squeeze(-1) / 64
         return self.fc(0.0 + pooled.reshape(x.shape[0], -1) + torch.zeros_like(pooled))
 
 
@@ -193,6 +193,14 @@ def reduced(out: list[Tensor], how: str) -> Tensor:
         return total
     if how == "cat":
         return torch.cat([o.unsqueeze(0) for o in out], dim=0).sum(dim=0).div(len(out))
+    if how in ("buffer", "buffer [:, t]"):
+        steps = torch.empty(len(out), *out[0].shape) if how == "buffer" else out[0].new_zeros(len(out[0]), len(out), 3)
+        for t, o in enumerate(out):
+            if how == "buffer":
+                steps[t] = o
+            else:
+                steps[:, t] = o
+        return steps.mean(0 if how == "buffer" else 1)
     assert how == "scaled sum"
     return 0.1 * sum(out)
 
@@ -361,6 +369,8 @@ CASES: dict[str, Case] = {
             ("accumulate sum", "sum", 0),
             ("shares", "mean", 0),
             ("cat", "mean", 0),
+            ("buffer", "mean", 0),
+            ("buffer [:, t]", "mean", 0),
             ("scaled sum", "sum", 1),
         )
     },

@@ -22,6 +22,9 @@ from dalif_deploy.nodes import Array
 if TYPE_CHECKING:
     from dalif_deploy.capture.record import Recorder
 
+UNWRITTEN = "unwritten"
+"""The kind of a buffer's entries that no timestep has written."""
+
 Result = Val | list[Val | None] | None
 
 # fmt: off
@@ -76,6 +79,8 @@ class Call:
         attrs: Sequence[Any] = (),
     ) -> Val:
         """A new untimed value."""
+        if any(x.kind == UNWRITTEN for x in inputs):
+            raise self.refuse("reads a buffer of which some timesteps were never written", Code.CAPTURE_REFUSED)
         site = self.recorder.site()
         return Val((self.recorder.table.op(kind, tuple(shape), site, tuple(inputs), tuple(consts), tuple(attrs)),))
 
@@ -90,8 +95,9 @@ class Call:
     def _without_unit_axis(self, val: Val) -> Val:
         if len(val.nodes) != 1 or val.d == 0:
             raise self.refuse(
-                "works on a tensor with a time axis; layouts with time in the tensor (TB, BT) are not captured yet: "
-                "write forward as one step, or as a loop over time"
+                "works on a tensor with a time axis; layouts with time in the tensor (layouts TB, BT) are not captured "
+                "yet: write forward as one step, or as a loop over time",
+                Code.CAPTURE_REFUSED,
             )
         assert val.d is not None
         shape = list(val.node.shape)
@@ -114,7 +120,11 @@ class Call:
     def features(self, out: torch.Tensor) -> tuple[int, ...]:
         batch = self.args[0].shape[0]
         if out.ndim < 1 or out.shape[0] != batch:
-            raise self.refuse("the batch axis does not stay in front", Code.CAPTURE_REFUSED)
+            raise self.refuse(
+                "the batch axis does not stay in front; modules that fold time into the batch (layouts TB, BT) are not "
+                "captured yet: write forward as one step, or as a loop over time",
+                Code.CAPTURE_REFUSED,
+            )
         return tuple(out.shape[1:])
 
     def number(self, value: float) -> float:
@@ -142,6 +152,8 @@ def interpret(
     _refuse_by_name(call)
     if func._schema.is_mutable and target is None:
         raise call.refuse("an out= argument; write out of place")
+    if target is not None and call.name == "copy" and recorder.buffers.written(target, call.node(1)):
+        return
     if target is not None and recorder.val(target) is None and target._is_view():
         raise call.refuse(
             "a value computed from the input is written through a view into a buffer; collect the "
@@ -283,13 +295,18 @@ def _over_space(call: Call) -> Result:
         raise call.refuse("reduces over the batch, which mixes samples", Code.CAPTURE_REFUSED)
     if call.kwargs.get("dtype") not in (None, call.args[0].dtype):
         raise call.unsupported()
+    keep = bool(call.arg(2, "keepdim", False))
+    if named == [2] and x.kind == "reshape" and not keep:  # [B, C, H, W] seen as [B, C, H * W]
+        source = x.inputs[0]
+        if len(source.shape) == 3 and x.shape == (source.shape[0], source.shape[1] * source.shape[2]):
+            x, named = source, [2, 3]
     if named != [2, 3] or len(x.shape) != 3:
         raise call.refuse(f"a reduction over dimensions {named}; supported are both spatial ones, [2, 3], and time")
-    window = (x.shape[1], x.shape[2])
+    window = x.shape[1:]
     kind = {"mean": "avg_pool", "sum": "sum_pool", "amax": "max_pool"}[call.name]
     attrs: list[Any] = [window, window, (0, 0), False, *([True] if kind == "avg_pool" else [])]
     pooled = call.op(kind, [x], (x.shape[0], 1, 1), [], attrs)
-    return pooled if call.arg(2, "keepdim", False) else reshaped(call, pooled.node, (x.shape[0],))
+    return pooled if keep else reshaped(call, pooled.node, (x.shape[0],))
 
 
 # -- shapes ------------------------------------------------------------------------------------------------

@@ -190,6 +190,8 @@ class _Attempts:
             failure = error
         if whole is not None:
             forms += self._of_counts(whole, layout, has_time)
+            if has_time and layout is None:  # last, for what it then says of time axes that neurons receive
+                forms.append(Form("loop", True))
         if has_time and layout != "loop" and temporal is not False:
             try:
                 if set(self._trial(example[:, 0]).values()) <= {0, 1}:
@@ -225,7 +227,8 @@ class _Attempts:
         odd = {name: n for name, n in called.items() if n not in expected} or called
         name, n = max(odd.items(), key=lambda item: item[1])
         where = f"'{name}' ({type(self._neurons[name]).__name__})"
-        if any(n > 1 and n % wanted == 0 for wanted in expected if wanted > 1) or (layout == "step" and n > 1):
+        others = expected & set(called.values())
+        if any(n > usual and n % usual == 0 for usual in others):
             why = "one neuron module that is used at several places shares its state between them; give each its own"
         else:
             why = "a neuron is called once per forward (layout='step') or once per timestep (layout='loop')"
@@ -251,7 +254,7 @@ class _Attempts:
             except DalifError:
                 raise
             except Exception as error:
-                raise wrong_shape(x, error) from error
+                raise wrong_shape(x, error, self._states) from error
         return counts
 
     def _record_twice(self, example: torch.Tensor, form: Form) -> _Recorded:
@@ -284,7 +287,7 @@ class _Attempts:
             except DalifError:
                 raise
             except Exception as error:
-                raise wrong_shape(x, error) from error
+                raise wrong_shape(x, error, self._states) from error
             finally:
                 self._progress = len(recorder.table)
         outputs = [_output(recorder, result) for result in results]

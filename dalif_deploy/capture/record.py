@@ -49,6 +49,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: dict[int, tuple[torch.Tensor, Val, int]] = {}
         self._written: list[int] = []
         self._inside_neuron: str | None = None
+        self.buffers = Buffers(self)
 
     # -- tracking ------------------------------------------------------------------------------------------
 
@@ -70,6 +71,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 "a tensor is read after it was written in place through a view or inside a neuron; write out of place",
             )
         return entry[1]
+
+    def tracked(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` depends on the input."""
+        return id(tensor) in self._values
 
     def _settle(self) -> None:
         for key in self._written:
@@ -133,7 +138,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         tracked = any(id(leaf) in self._values for leaf in tree_leaves((args, kwargs)))
         if not tracked:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            self.buffers.selected(func, args, out)
+            return out
         target = None
         before = args
         if func._schema.is_mutable and str(func.overloadpacket).endswith("_"):
@@ -142,6 +149,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 before = (target.clone(), *args[1:])
         out = func(*args, **kwargs)
         aten.interpret(self, func, before, kwargs, out, target)
+        self.buffers.selected(func, args, out)
         return out
 
     def _neuron_called(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -202,6 +210,42 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def const(self, tensor: torch.Tensor) -> Const:
         """The constant an untracked tensor holds."""
         return self.table.const(tensor)
+
+
+class Buffers:
+    """Tensors made before the loop, of which every timestep writes one entry: `buffer[t] = value`."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._selections: dict[int, tuple[torch.Tensor, torch.Tensor, int, int]] = {}
+        self._entries: dict[int, tuple[torch.Tensor, int, dict[int, Op]]] = {}
+
+    def selected(self, func: Any, args: tuple[Any, ...], out: Any) -> None:
+        """`out` may be `args[0][..., index, ...]`; remember whose entry it is."""
+        if func is not torch.ops.aten.select.int:
+            return
+        base, dim, index = args
+        if self._recorder.tracked(base) and id(base) not in self._entries:
+            return
+        dim, index = dim % base.ndim, index % base.shape[dim % base.ndim]
+        self._selections[id(out)] = (out, base, dim, index)
+
+    def written(self, target: torch.Tensor, node: Op) -> bool:
+        """Whether `target` is an entry of a buffer, which now holds `node`."""
+        if id(target) not in self._selections:
+            return False
+        _, base, dim, index = self._selections[id(target)]
+        if dim > 1 or tuple(target.shape[1:]) != node.shape:
+            return False
+        _, at, entries = self._entries.setdefault(id(base), (base, dim, {}))
+        if at != dim:
+            return False
+        entries[index] = node
+        site = self._recorder.site()
+        gap = self._recorder.table.op(aten.UNWRITTEN, node.shape, site)
+        nodes = tuple(entries.get(i, gap) for i in range(base.shape[dim]))
+        self._recorder.track(base, Val(nodes, dim))
+        return True
 
 
 @contextmanager

@@ -111,14 +111,15 @@ class Runner:
         dtype = self.dtype if double is None else torch.float64
         x = torch.tensor(inputs, dtype=dtype, device=self.device)
         with as_found(self.module):
-            NeuronStates(self.neurons).reset()
+            states = NeuronStates(self.neurons)
+            states.reset()
             try:
                 with intercepted(self.neurons, called), double or nullcontext():
                     return drive(self.module, x, self.form, self.timesteps)
             except DalifError:
                 raise
             except Exception as error:
-                raise wrong_shape(x, error) from error
+                raise wrong_shape(x, error, states) from error
 
     def _spikes(self, name: str, out: torch.Tensor) -> NDArray[np.bool_]:
         values: NDArray[Any] = out.detach().cpu().numpy()
@@ -151,9 +152,11 @@ def _reduced(steps: list[NDArray[np.floating]], mode: ReadoutMode) -> NDArray[np
     return np.asarray(total / total.dtype.type(len(steps)) if mode == "mean" else total)
 
 
-def wrong_shape(x: torch.Tensor, error: Exception) -> DalifError:
-    """The module raised on an input."""
+def wrong_shape(x: torch.Tensor, error: Exception, states: NeuronStates) -> DalifError:
+    """The module raised on an input, perhaps because of what a neuron still held from an earlier run."""
+    held = states.leftovers()
+    hint = f" (state found in {held}; give its class a reset() method, or reset it first)" if held else ""
     return DalifError(
         Code.WRONG_SHAPE,
-        f"the module raises {type(error).__name__} on an input of shape {list(x.shape)}: {error}",
+        f"the module raises {type(error).__name__} on an input of shape {list(x.shape)}: {error}{hint}",
     )

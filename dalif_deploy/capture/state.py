@@ -30,6 +30,10 @@ class Snapshot:
         ]
         self._containers = [(value, value.copy()) for value in held if isinstance(value, list | dict | set)]
 
+    def plain_tensors(self) -> list[str]:
+        """The attributes that hold tensors and are neither parameters nor buffers."""
+        return [key for key, value in self._attributes.items() if isinstance(value, torch.Tensor)]
+
     def restore(self) -> None:
         """Put everything back, the objects and what they held."""
         attributes = vars(self._module)
@@ -62,10 +66,13 @@ def _same_contents(now: Any, before: Any) -> bool:
 
 @contextmanager
 def as_found(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode and no_grad inside; afterwards every submodule is as it was, also after an error."""
+    """Evaluation mode and no_grad inside; afterwards every submodule is as it was, also after an error.
+
+    So is the random state: a module that draws numbers is refused, but only once it has drawn some.
+    """
     snapshots = [Snapshot(child) for child in module.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             if any(child.training for child in module.modules()):
                 module.eval()
             yield
@@ -84,6 +91,14 @@ class NeuronStates:
             for name, module in neurons.items()
             if _own_reset(module) is None
         }
+
+    def leftovers(self) -> str | None:
+        """A layer that started from a tensor it was found with, as "'name' (Class): attribute", or None."""
+        for name, snapshots in self._found.items():
+            for snapshot in snapshots:
+                for key in snapshot.plain_tensors():
+                    return f"'{name}' ({type(self._neurons[name]).__name__}): '{key}'"
+        return None
 
     def reset(self) -> None:
         """Every neuron before its first step."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dalif_deploy.neuron import DALIF
+from dalif_deploy import DALIF
 
 
 class DigitsNet(nn.Module):

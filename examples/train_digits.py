@@ -21,9 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from dalif_deploy.deploy import save
-from dalif_deploy.encoding import Encoding
-from dalif_deploy.neuron import DALIF, reset
+from dalif_deploy import DALIF, Encoding, reset, save
 
 TIMESTEPS = 4
 ENCODING = Encoding(kind="uint8", scale=1 / 16)  # pixel codes 0..16 become 0..1

@@ -36,9 +36,8 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     counted = any(runtime.synaptic_operations is not None for runtime in verdict.runtimes)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("compared", overflow="fold")
-    table.add_column("verdict")
-    table.add_column("spikes\ndiffering", justify="right")
-    table.add_column("of neuron-\nsteps", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("differing of\nneuron-steps", justify="right", no_wrap=True)
     table.add_column("logits\ndiffer by", justify="right")
     if labelled:
         table.add_column("accuracy", justify="right")
@@ -103,8 +102,7 @@ def _add(
     row = [
         title,
         f"[{STYLE[outcome]}]{outcome}[/]",
-        f"{comparison.spikes_differing:,}",
-        f"{comparison.spikes_compared:,}",
+        f"{comparison.spikes_differing:,} / {comparison.spikes_compared:,}",
         f"{comparison.max_logit_difference:.1e}" if comparison.max_logit_difference else "0",
     ]
     if labelled:

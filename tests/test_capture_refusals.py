@@ -238,6 +238,7 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
         looped(lambda self, x: F.max_pool2d(self.sn1(x), 2, return_indices=True)[1] * 1.0), U, ["max_pool2d"],
     ),
     "axes permuted": (looped(lambda self, x: self.step(x.permute(0, 1, 3, 2))), U, ["axes of a feature map change"]),
+    "a map as the answer": (looped(lambda self, x: self.sn1(x)), R, ["shape [batch, 2, 8, 8]; one row of logits"]),
     "odd reshape": (looped(lambda self, x: self.sn1(x).view(len(x), 4, 32)), U, ["[2, 8, 8] to [4, 32]"]),
     "comparison": (plain(lambda self, x: (x > 0.5).float()), N, ["(Changed): aten.gt", "register_neuron(Changed,"]),
     "stranger": (
@@ -449,6 +450,19 @@ def test_the_module_is_left_as_found(training: bool) -> None:
     assert _state(module) == expected
     assert torch.equal(module.sn1.mem, kept)
     handle.remove()
+
+
+def test_a_reset_method_that_fails_is_named() -> None:
+    class Needy(Stranger):
+        def reset(self, value: float) -> None:
+            self.mem = None
+
+    register_neuron(Stranger, lambda module: NeuronParameters(alpha=1.0, beta=0.5))
+    module = WithStranger()
+    module.sn2 = Needy(0.5, 1.0)
+    code, message = refusal(module)
+    assert code is R
+    assert "'sn2' (Needy): its reset() raised TypeError" in message
 
 
 def test_state_that_nothing_can_reset_is_named() -> None:

@@ -113,6 +113,13 @@ def capture_module(
             )
 
         form, recorded, graph = _Attempts(module, neurons, timesteps).first(example, layout, temporal, graph_of)
+    answer = graph.types[graph.output].shape
+    if len(answer) != 1:
+        raise DalifError(
+            Code.CAPTURE_REFUSED,
+            f"forward's result has shape [batch, {', '.join(map(str, answer))}]; one row of logits per sample is needed: "
+            "flatten or pool it",
+        )
     if readout is None:
         why = "the default of a one-step module" if recorded.rolled.readout is None else "seen in forward"
         notes.append(f"readout={graph.readout.mode!r} ({why})")

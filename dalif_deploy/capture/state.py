@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dalif_deploy.errors import Code, DalifError
+
 # What torch keeps in a module's __dict__ that a forward pass does not change.
 _STRUCTURE = frozenset({"_parameters", "_modules", "_buffers", "_non_persistent_buffers_set"})
 
@@ -105,7 +107,14 @@ class NeuronStates:
         for name, module in self._neurons.items():
             own = _own_reset(module)
             if own is not None:
-                own()
+                try:
+                    own()
+                except Exception as error:
+                    raise DalifError(
+                        Code.CAPTURE_REFUSED,
+                        f"'{name}' ({type(module).__name__}): its {own.__name__}() raised {type(error).__name__}: {error}; "
+                        "capture calls it without arguments before every run",
+                    ) from error
             else:
                 for snapshot in self._found[name]:
                     snapshot.restore()

@@ -55,7 +55,7 @@ class Functional(Plain):
         x = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, self.training, 0.1)
         x = F.max_pool2d(self.sn1(x), 2, padding=1, stride=2)[..., :, :]
         x = F.adaptive_avg_pool2d(x, 5) * 0.3
-        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        x = F.avg_pool2d(x, 3, 2, padding=1, ceil_mode=True, count_include_pad=False)
         x = torch.flatten(x, 1)
         x = F.linear(x, self.fc.weight[:, :54], self.fc.bias)
         x = F.dropout(self.sn2(1.0 - self.bn2(x)), 0.3, self.training)
@@ -295,6 +295,24 @@ class ResettingStranger(Stranger):
 
     def reset(self) -> None:
         self.mem = None
+
+
+class Busy(ResettingStranger):
+    """It keeps books: a buffer written in place, a list that grows, an attribute that appears."""
+
+    def __init__(self) -> None:
+        super().__init__(0.5, 0.5)
+        self.register_buffer("total", torch.zeros(12))
+        self.log: list[int] = []
+        self.books: dict[str, int] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        spike = super().forward(x)
+        self.total += spike.sum(0).to(self.total.dtype)
+        self.log.append(len(x))
+        self.books["seen"] = len(self.log)
+        self.last = spike.clone()
+        return spike
 
 
 class Foreign(Plain):

@@ -15,7 +15,7 @@ from torch.nn.modules import module as torch_module
 from dalif_deploy.capture import NeuronParameters, capture_module, neurons, register_neuron
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.neuron import DALIF
-from tests.capture_models import AllSteps, Loop, Plain, ResettingStranger, Stranger, T, built, conv
+from tests.capture_models import AllSteps, Busy, Loop, Plain, ResettingStranger, Stranger, T, built, conv
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +191,12 @@ def leaking(x: Tensor) -> Tensor:
     return x * float(x.detach().numpy().sum() + 2.0)
 
 
+def into_view(x: Tensor) -> Tensor:
+    wide = torch.zeros(len(x), 24)
+    wide[:, 6:18].add_(x)
+    return wide[:, 6:18]
+
+
 def through_view(self: Plain, x: Tensor) -> Tensor:
     view = x.view(len(x), -1)
     view.mul_(2.0)
@@ -257,6 +263,18 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
     "forgotten dropout": (plain(lambda self, x: F.dropout(x, 0.5)), R, ["random numbers", "eval()"]),
     "mean over the batch": (plain(lambda self, x: x - x.mean(0)), R, ["reduces over the batch", "mixes samples"]),
     "statistics of the batch": (BatchStatistics, R, ["'bn' (BatchNorm2d)", "statistics of the batch"]),
+    "weighted steps": (
+        looped(lambda self, x: self.step(x) + 2 * self.step(x) + self.step(x) + self.step(x)), R, ["neither the mean"],
+    ),
+    "numpy after the readout": (
+        looped(lambda self, x: sum(self.step(x) for _ in range(T)) * float(x.numpy().sum())), R, ["became a constant"],
+    ),
+    "training in eval": (
+        looped(lambda self, x: F.batch_norm(self.sn1(x), torch.zeros(2), torch.ones(2), training=True)), R,
+        ["statistics of the batch"],
+    ),
+    "samples told apart": (plain(lambda self, x: x + torch.arange(len(x))[:, None]), R, ["differs between samples"]),
+    "constant view": (plain(lambda self, x: into_view(x)), R, ["through a view into a buffer", "collect"]),
     "item": (plain(lambda self, x: x * x[0, 0].item()), U, ["aten.select"]),
     "nonzero": (plain(lambda self, x: x * len(x.nonzero())), R, ["Python reads a value computed from the input"]),
     "tolist": (looped(lambda self, x: self.step(x + x.tolist()[0][0][0][0])), R, ["became a constant"]),
@@ -463,6 +481,31 @@ def test_a_reset_method_that_fails_is_named() -> None:
     code, message = refusal(module)
     assert code is R
     assert "'sn2' (Needy): its reset() raised TypeError" in message
+
+
+def test_a_neuron_that_keeps_books_is_left_as_found() -> None:
+    register_neuron(Busy, lambda m: NeuronParameters(alpha=1, beta=m.tau, v_threshold=m.threshold, reset="subtract"))
+    module, x = built("plain")
+    module.sn2 = Busy()
+    before = _state(module)
+    model = capture_module(module, example_input=x, timesteps=T)
+    assert _state(module) == before
+    model.run(x.numpy())
+    assert _state(module) == before
+    with pytest.raises(DalifError, match="written in place into a float32 tensor") as caught:
+        model.currents(x.numpy())
+    assert caught.value.code is R
+    assert _state(module) == before
+
+
+def test_runs_start_from_reset_neurons() -> None:
+    module, x = built("plain")
+    model = capture_module(module, example_input=x, timesteps=T)
+    fresh = model.run(x.numpy())
+    module(x)
+    again = model.run(x.numpy())
+    assert all(not train.differing(again.spikes[layer]).any() for layer, train in fresh.spikes.items())
+    assert module.sn1.v is not None
 
 
 def test_state_that_nothing_can_reset_is_named() -> None:

@@ -117,8 +117,8 @@ def capture_module(
     if len(answer) != 1:
         raise DalifError(
             Code.CAPTURE_REFUSED,
-            f"forward's result has shape [batch, {', '.join(map(str, answer))}]; one row of logits per sample is needed: "
-            "flatten or pool it",
+            f"forward's result has shape [batch, {', '.join(map(str, answer))}]; one row of logits per sample is "
+            "needed: flatten or pool it",
         )
     if readout is None:
         why = "the default of a one-step module" if recorded.rolled.readout is None else "seen in forward"

@@ -110,10 +110,10 @@ class NeuronStates:
                 try:
                     own()
                 except Exception as error:
+                    what = f"its {own.__name__}() raised {type(error).__name__}: {error}"
                     raise DalifError(
                         Code.CAPTURE_REFUSED,
-                        f"'{name}' ({type(module).__name__}): its {own.__name__}() raised {type(error).__name__}: {error}; "
-                        "capture calls it without arguments before every run",
+                        f"'{name}' ({type(module).__name__}): {what}; it is called without arguments before every run",
                     ) from error
             else:
                 for snapshot in self._found[name]:

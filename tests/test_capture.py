@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -186,6 +188,23 @@ def test_what_was_inferred_is_noted() -> None:
     assert [note.split(" ")[0] for note in notes] == ["readout='mean'", "layout='step'", "temporal=False"]
     given = capture_module(module, example_input=x, timesteps=T, layout="step", readout="mean", temporal=False)
     assert given.notes == ()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_arguments_that_say_what_is_so_change_nothing(name: str) -> None:
+    case = CASES[name]
+    module, x = built(name, batch=2)
+    inferred = capture_module(module, example_input=x, timesteps=T, **case.arguments).graph
+    given = {"layout": case.layout, "temporal": case.temporal, "readout": case.readout}
+    graph = capture_module(module, example_input=x, timesteps=T, **given).graph
+    assert [(type(node), node.name, node.inputs) for node in graph.nodes] == [
+        (type(node), node.name, node.inputs) for node in inferred.nodes
+    ]
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    code = "import sys, dalif_deploy.capture; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_neurons_that_are_never_called_are_left_out() -> None:

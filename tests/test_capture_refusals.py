@@ -122,6 +122,27 @@ class ResetsInside(Plain):
         return torch.stack(out).mean(0)
 
 
+class Memories(nn.Module):
+    """A neuron that keeps its state in a dictionary, a float before the first step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memories: dict[str, Any] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        self.memories["v"] = 0.0
+
+    def reset_state(self) -> None:
+        self.reset()
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = 0.5 * self.memories["v"] + x
+        spike = (v >= 1).to(x)
+        self.memories["v"] = v * (1 - spike)
+        return spike
+
+
 class ExplicitState(nn.Module):
     def forward(self, x: Tensor, mem: Tensor) -> tuple[Tensor, Tensor]:
         mem = 0.5 * mem + x
@@ -189,6 +210,16 @@ def twice(self: Plain, x: Tensor) -> Tensor:
 
 def leaking(x: Tensor) -> Tensor:
     return x * float(x.detach().numpy().sum() + 2.0)
+
+
+def trace(self: Plain, x: Tensor) -> Tensor:
+    out = [self.step(x) for _ in range(T)]
+    return ((out[0] + out[1]) * 2 + out[2] + out[3]) / T
+
+
+def hidden_writes(self: Plain, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return self.step(x)
 
 
 def into_view(x: Tensor) -> Tensor:
@@ -266,6 +297,8 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
     "weighted steps": (
         looped(lambda self, x: self.step(x) + 2 * self.step(x) + self.step(x) + self.step(x)), R, ["neither the mean"],
     ),
+    "trace": (looped(lambda self, x: trace(self, x)), R, ["neither the mean"]),
+    "inference mode": (looped(lambda self, x: hidden_writes(self, x)), R, ["inference_mode"]),
     "numpy after the readout": (
         looped(lambda self, x: sum(self.step(x) for _ in range(T)) * float(x.numpy().sum())), R, ["became a constant"],
     ),
@@ -365,6 +398,18 @@ def test_registered_neuron_with_explicit_state() -> None:
     assert "'sn2' (ExplicitState): returns a tuple; explicit state" in message
 
 
+def test_state_in_a_dictionary_is_state() -> None:
+    register_neuron(Memories, lambda module: NeuronParameters(alpha=1.0, beta=0.5))
+    module = ResetsInside()
+    module.sn2 = Memories()
+    code, message = refusal(module)
+    assert code is R
+    assert "'sn2' (Memories): its state is reset or changed between its calls 2 and 3" in message
+    plain = Plain()
+    plain.sn2 = Memories()
+    assert capture_module(plain, example_input=image(), timesteps=T).graph["sn2"]
+
+
 def test_readers_are_checked() -> None:
     def fails(module: Stranger) -> NeuronParameters:
         raise KeyError("tau")
@@ -406,6 +451,10 @@ def test_modules_that_cannot_be_watched() -> None:
         assert (code, "inference_mode" in message) == (R, True)
     code, message = refusal(Plain().half())
     assert (code, "torch.float16" in message) == (R, True)
+    module = Plain()
+    module.fc = nn.LazyLinear(12)
+    code, message = refusal(module)
+    assert (code, "'fc.weight' of a lazy layer" in message) == (R, True)
     code, message = refusal(Plain().to("meta"))
     assert (code, "meta device" in message) == (R, True)
     assert refusal("net.pt")[0] is Code.BAD_OPTION

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dalif_deploy.capture import aten
+from dalif_deploy.capture.call import UNWRITTEN
 from dalif_deploy.capture.state import Fingerprint, fingerprint, same_state
 from dalif_deploy.capture.values import Const, Op, Site, Table, Val
 from dalif_deploy.errors import Code, DalifError
@@ -128,6 +129,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         self._settle()
+        if torch.is_inference_mode_enabled():
+            raise self.refuse(Code.CAPTURE_REFUSED, "uses inference_mode, which hides what is written; use no_grad")
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise self.refuse(
                 Code.CAPTURE_REFUSED,
@@ -166,8 +169,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 f"{where}: takes {len(vals)} tensors computed from the input; explicit state, spk, mem = lif(x, mem), "
                 "is not captured yet: keep the state inside the module (a wrapper whose forward takes the input only)",
             )
-        val = aten.untimed(vals[0])
-        if val is None:
+        val = vals[0]
+        if val.d is not None:
             raise DalifError(
                 Code.CAPTURE_REFUSED,
                 f"{where}: receives all timesteps in one tensor; layouts with a time axis (TB, BT) are not captured "
@@ -242,7 +245,7 @@ class Buffers:
             return False
         entries[index] = node
         site = self._recorder.site()
-        gap = self._recorder.table.op(aten.UNWRITTEN, node.shape, site)
+        gap = self._recorder.table.op(UNWRITTEN, node.shape, site)
         nodes = tuple(entries.get(i, gap) for i in range(base.shape[dim]))
         self._recorder.track(base, Val(nodes, dim))
         return True

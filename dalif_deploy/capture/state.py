@@ -132,14 +132,15 @@ Fingerprint = tuple[tuple[str, object, int], ...]
 
 
 def fingerprint(module: torch.nn.Module) -> Fingerprint:
-    """What identifies a neuron's state: every tensor and None it holds outside its parameters.
+    """What identifies a neuron's state: every tensor and None it holds outside its parameters, or in a dictionary.
 
     The tensors are returned themselves, so that an identity cannot be taken by a later tensor.
     """
     held: list[tuple[str, object, int]] = []
     for prefix, child in module.named_modules():
         values = {key: value for key, value in vars(child).items() if key not in _STRUCTURE} | child._buffers
-        for key, value in values.items():
+        nested = {f"{key}.{k}": v for key, held in values.items() if isinstance(held, dict) for k, v in held.items()}
+        for key, value in (values | nested).items():
             if value is None:
                 held.append((f"{prefix}.{key}", None, 0))
             elif isinstance(value, torch.Tensor):

@@ -1,0 +1,113 @@
+"""Convolutions, linear layers, batch normalisation and pools, as ATen calls them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dalif_deploy.capture.call import Call, Result, reshaped, second
+from dalif_deploy.errors import Code
+
+
+def convolution(call: Call) -> Result:
+    x = call.node()
+    stride, padding, dilation, transposed, _, groups = call.args[3:9]
+    if transposed or len(x.shape) != 3:
+        what = "transposed" if transposed else f"{len(x.shape) - 1}-dimensional"
+        raise call.refuse(f"a {what} convolution is not supported; only Conv2d is")
+    attrs = [tuple(map(int, values)) for values in (stride, padding, dilation)]
+    return call.op("conv", [x], call.shape(), [call.constant(1), call.constant(2)], [*attrs, int(groups)])
+
+
+def linear(call: Call) -> Result:
+    # addmm and mm hold the transposed weight; aten.linear, where it is not taken apart, the weight itself.
+    if call.name == "linear":
+        x, weight, bias, transposed = call.node(0), call.constant(1), call.constant(2), False
+    elif call.name == "mm":
+        x, weight, bias, transposed = call.node(0), call.constant(1), None, True
+    else:
+        if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("beta", 1) != 1:
+            raise call.unsupported()
+        x, bias, weight, transposed = call.node(1), call.constant(0), call.constant(2), True
+        if bias is not None and bias.tensor.ndim != 1:
+            raise call.refuse("the bias is not one value per output feature")
+    if len(x.shape) != 1:
+        raise call.refuse(f"a linear layer on {list(x.shape)} features; flatten them first")
+    return call.op("linear", [x], tuple(call.out.shape[1:]), [weight, bias], [transposed])
+
+
+def batch_norm(call: Call) -> Result:
+    x = call.node()
+    training = call.name != "_native_batch_norm_legit_no_training" and bool(call.args[5])
+    mean, variance = call.arg(3, "running_mean"), call.arg(4, "running_var")
+    if training or mean is None or variance is None:
+        raise call.refuse(
+            "normalises by the statistics of the batch, which mixes samples; use running statistics "
+            "(track_running_stats=True) in eval mode",
+            Code.CAPTURE_REFUSED,
+        )
+    epsilon = float(call.args[6] if call.name == "_native_batch_norm_legit_no_training" else call.args[7])
+    consts = [call.constant(i) for i in (1, 2, 3, 4)]
+    return [call.op("batch_norm", [x], x.shape, consts, [epsilon])]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    values = [int(v) for v in value] if isinstance(value, list | tuple) else [int(value)]
+    return (values[0], values[-1])
+
+
+def pool(call: Call) -> Result:
+    x = call.node()
+    if len(x.shape) != 3:
+        raise call.refuse(f"a pool over {list(x.shape)} features; it needs (channels, height, width)")
+    kernel = _pair(call.args[1])
+    stride = _pair(call.arg(2, "stride") or kernel)
+    padding = _pair(call.arg(3, "padding", 0))
+    if call.name == "avg_pool2d":
+        if call.arg(6, "divisor_override") is not None:
+            raise call.refuse("divisor_override is not supported; scale after the pool")
+        attrs = [kernel, stride, padding, bool(call.arg(4, "ceil_mode", False)), bool(call.arg(5, "", True))]
+        return call.op("avg_pool", [x], call.shape(), [], attrs)
+    if _pair(call.arg(4, "dilation", 1)) != (1, 1):
+        raise call.refuse("a max pool with dilation is not supported")
+    attrs = [kernel, stride, padding, bool(call.arg(5, "ceil_mode", False))]
+    values = call.op("max_pool", [x], call.features(call.out[0]), [], attrs)
+    return [values, second(call, values)]
+
+
+def adaptive(call: Call) -> Result:
+    x = call.node()
+    out = call.out[0] if isinstance(call.out, tuple) else call.out
+    size, wanted = x.shape[1:], tuple(out.shape[2:])
+    if len(x.shape) != 3 or any(n % k for n, k in zip(size, wanted, strict=True)):
+        raise call.refuse(
+            f"an adaptive pool from {list(size)} to {list(wanted)} has windows of different sizes; "
+            "pool to sizes that divide the input's"
+        )
+    window = (size[0] // wanted[0], size[1] // wanted[1])
+    if call.name == "_adaptive_avg_pool2d":
+        return call.op("avg_pool", [x], (x.shape[0], *wanted), [], [window, window, (0, 0), False, True])
+    values = call.op("max_pool", [x], (x.shape[0], *wanted), [], [window, window, (0, 0), False])
+    return [values, second(call, values)]
+
+
+def over_space(call: Call) -> Result:
+    x = call.node()
+    rank = call.args[0].ndim
+    dims = call.arg(1, "dim")
+    named = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
+    if call.name in ("mean", "sum", "amax") and 0 in named:
+        raise call.refuse("reduces over the batch, which mixes samples", Code.CAPTURE_REFUSED)
+    if call.kwargs.get("dtype") not in (None, call.args[0].dtype):
+        raise call.unsupported()
+    keep = bool(call.arg(2, "keepdim", False))
+    if named == [2] and x.kind == "reshape" and not keep:  # [B, C, H, W] seen as [B, C, H * W]
+        source = x.inputs[0]
+        if len(source.shape) == 3 and x.shape == (source.shape[0], source.shape[1] * source.shape[2]):
+            x, named = source, [2, 3]
+    if named != [2, 3] or len(x.shape) != 3:
+        raise call.refuse(f"a reduction over dimensions {named}; supported are both spatial ones, [2, 3], and time")
+    window = x.shape[1:]
+    kind = {"mean": "avg_pool", "sum": "sum_pool", "amax": "max_pool"}[call.name]
+    attrs: list[Any] = [window, window, (0, 0), False, *([True] if kind == "avg_pool" else [])]
+    pooled = call.op(kind, [x], (x.shape[0], 1, 1), [], attrs)
+    return pooled if keep else reshaped(call, pooled.node, (x.shape[0],))

@@ -27,8 +27,6 @@ def open_nir(path: str | Path) -> tuple[nir.NIRGraph, FileMetadata]:
         raise DalifError(
             Code.FILE_DAMAGED, f"{path}: the NIR graph in it cannot be read ({type(error).__name__}: {error})"
         ) from error
-    if not isinstance(graph, nir.NIRGraph):
-        raise DalifError(Code.FOREIGN_FILE, f"{path}: holds a single NIR node ({type(graph).__name__}), not a network")
     strings = {key: value for key, value in graph.metadata.items() if isinstance(value, str)}
     metadata = FileMetadata.from_strings(strings, source=str(path))
     _check_layers(path, graph, metadata)
@@ -49,12 +47,12 @@ def _check_kind(path: Path) -> None:
         raise DalifError(Code.FOREIGN_FILE, f"{path}: not a .nir file (NIR is stored as HDF5, and this is none)")
     try:
         with h5py.File(path, "r") as file:
-            is_nir = isinstance(file.get("node"), h5py.Group) and "type" in file["node"]
+            kind = file["node/type"][()] if "node/type" in file else None
     except Exception as error:  # h5py: OSError, KeyError or RuntimeError, depending on where it is cut
         raise DalifError(
             Code.FILE_DAMAGED, f"{path}: the file is truncated or damaged ({error}); export it again"
         ) from error
-    if not is_nir:
+    if kind != b"NIRGraph":
         raise DalifError(Code.FOREIGN_FILE, f"{path}: an HDF5 file, but no NIR graph is in it")
 
 

@@ -2,7 +2,8 @@
 
 The canonical form, for V[t] = beta H[t-1] + X[t]:
 
-- dt = 1e-4 s and tau = dt / (1 - beta), both float64, so that 1 - dt / tau gives beta back; r = 1.
+- dt = 1e-4 s and tau = dt / (1 - beta), both float64: 1 - dt / tau, rounded to float32, is every float32
+  beta again. r = 1.
 - The file's potential is therefore (1 - beta) V: v_threshold and v_reset are (1 - beta) times the graph's.
 - beta = 1: an IF with r = 1 / dt, whose potential is V itself; threshold and reset as they are.
 - Parameters of neurons are float64 arrays of the layer's full shape: a reader that computes in float32

@@ -1,0 +1,401 @@
+"""The NIR simulators themselves on exported files: whose neurons run, that they fire the same spikes, and that
+what the export says of each reader is what its own loading call does."""
+
+from __future__ import annotations
+
+import functools
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import nir
+import nirtorch
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dalif_deploy.dialects import SIMULATORS
+from dalif_deploy.equivalence.replay import simulate
+from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.exporters.nir import readers, to_nir
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import FileMetadata
+from dalif_deploy.nodes import Edge, Readout, frozen
+from dalif_deploy.operators import reduce_time
+from dalif_deploy.passes import fold
+from dalif_deploy.runtimes import nir_file, norse, spikingjelly
+from dalif_deploy.runtimes.norse import NorseRuntime
+from dalif_deploy.runtimes.protocol import Runtime
+from dalif_deploy.runtimes.spikingjelly import SpikingJellyRuntime
+from tests.graphs import GRAPHS, Build, Case, firing_rates
+from tests.nir_graphs import (
+    NETWORKS,
+    affine_chain,
+    changed,
+    conv_chain,
+    one_layer,
+    padded_pool,
+    renamed,
+    residual,
+    smallest_margin,
+    three_branches,
+    write,
+)
+
+pytestmark = pytest.mark.simulators
+
+Open = Callable[[Path], Runtime]
+
+RUNTIMES: dict[str, Open] = {
+    "norse": NorseRuntime,
+    "spikingjelly": SpikingJellyRuntime,
+    "spikingjelly float64": functools.partial(SpikingJellyRuntime, dtype="float64"),
+}
+NO_NEAR_TIE = 1e-6
+"""Relative margins above this are beyond float32's rounding in networks of this size."""
+
+
+def assert_same_spikes(case: Case, runtime: Runtime) -> None:
+    graph, batch = case
+    assert smallest_margin(case) > NO_NEAR_TIE
+    assert all(0.02 <= rate <= 0.4 for rate in firing_rates(graph, batch).values())
+    expected, found = simulate(graph, batch), runtime.run(batch)
+    assert list(found.spikes) == [neuron.name for neuron in graph.neurons]
+    for name, train in expected.spikes.items():
+        assert found.spikes[name].shape == train.shape
+        assert train.differing(found.spikes[name]).sum() == 0, name
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+
+
+# ---- spikes
+
+
+@pytest.mark.parametrize("beta", [-0.25, 0.0, 0.25, 0.5, 0.76, 0.9, 1.0])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_same_spikes(simulator: str, network: str, beta: float, tmp_path: Path) -> None:
+    case = NETWORKS[network](np.float32(beta))
+    path = write(case, tmp_path)
+    if beta <= 0.0 and simulator != "norse":
+        with pytest.raises(DalifError, match="greater than 1") as info:
+            RUNTIMES[simulator](path)
+        assert info.value.code is Code.RUNTIME_CANNOT_RUN
+        return
+    assert_same_spikes(case, RUNTIMES[simulator](path))
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_sums_of_sums(simulator: str, tmp_path: Path) -> None:
+    case = three_branches()
+    assert_same_spikes(case, RUNTIMES[simulator](write(case, tmp_path)))
+
+
+def test_parameters_per_channel(tmp_path: Path) -> None:
+    graph, batch = GRAPHS["per channel"]()
+    case = fold(graph), batch
+    assert_same_spikes(case, NorseRuntime(write(case, tmp_path)))
+    with pytest.raises(DalifError, match="uniform") as info:
+        SpikingJellyRuntime(tmp_path / "net.nir")
+    assert info.value.code is Code.RUNTIME_CANNOT_RUN
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_average_pools(simulator: str, tmp_path: Path) -> None:
+    case = average_pooled()
+    assert_same_spikes(case, RUNTIMES[simulator](write(case, tmp_path)))
+
+
+def average_pooled() -> Case:
+    build = Build(33, (2, 6, 6))
+    batch = np.random.default_rng(34).uniform(0.0, 0.95, (4, 2, 6, 6)).astype(np.float32)
+    x = build.neuron("sn1", build.avg_pool("pool", "input"), alpha=1.0, beta=0.5)
+    x = build.neuron("sn2", build.avg_pool("pool2", x, 3), alpha=1.0, beta=0.75, v_threshold=0.6)
+    build.add(Readout(name="readout", inputs=(Edge(x),), mode="sum"))
+    return SpikingGraph(build.nodes, output="readout", timesteps=8), batch
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_ties_follow_the_rule_of_the_simulator(simulator: str, tmp_path: Path) -> None:
+    """beta and the potentials are dyadic, so nothing is rounded: only the rule at V = v_th is left."""
+    graph, batch = one_layer(1.0, 0.5, [1.0, 0.5, 0.25, 1.5])
+    found = RUNTIMES[simulator](write((graph, batch), tmp_path)).run(batch).spikes["sn"].unpack()[0]
+    at_threshold = simulator != "norse"
+    assert found[:, 0].tolist() == [at_threshold, True, at_threshold]  # V: 1; if silent 1.5; after a spike 1 again
+    assert found[:, 3].all()
+    assert not found[:, 1:3].any()
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_every_batch_starts_anew(simulator: str, tmp_path: Path) -> None:
+    graph, batch = affine_chain()
+    runtime = RUNTIMES[simulator](write((graph, batch), tmp_path))
+    first, part, again = runtime.run(batch), runtime.run(batch[:3]), runtime.run(batch)
+    for name, train in first.spikes.items():
+        assert np.array_equal(train.bits, again.spikes[name].bits)
+        assert np.array_equal(train.bits[:3], part.spikes[name].bits)
+    assert np.array_equal(first.logits, again.logits)
+
+
+@pytest.mark.parametrize("mode", ["mean", "sum", "last", "max"])
+def test_the_readout_is_the_files(mode: str, tmp_path: Path) -> None:
+    case = changed(affine_chain(), "readout", mode=mode)
+    runtime = SpikingJellyRuntime(write(case, tmp_path), dtype="float64")
+    np.testing.assert_allclose(runtime.run(case[1]).logits, simulate(*case).logits, atol=1e-6)
+
+
+def test_the_encoding_is_the_files(tmp_path: Path) -> None:
+    graph, codes = GRAPHS["uint8 codes"]()
+    folded = fold(graph)
+    case = changed((folded, codes), "sn2", reset="hard")
+    assert case[0].encoding.kind == "uint8"
+    for open_runtime in RUNTIMES.values():
+        found = open_runtime(write(case, tmp_path)).run(codes)
+        for name, train in simulate(*case).spikes.items():
+            assert train.differing(found.spikes[name]).sum() == 0
+
+
+# ---- whose neurons, and from which file
+
+
+@pytest.mark.parametrize(
+    ("simulator", "beta", "classes"),
+    [
+        ("norse", 0.5, "norse.torch.module.lif_box.LIFBoxCell"),
+        ("norse", 1.0, "norse.torch.module.iaf.IAFCell"),
+        ("spikingjelly", 0.5, "spikingjelly.activation_based.neuron.lif.LIFNode"),
+        ("spikingjelly", 1.0, "spikingjelly.activation_based.neuron.integrate_and_fire.IFNode"),
+    ],
+)
+def test_the_neurons_are_the_packages(
+    simulator: str, beta: float, classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, batch = affine_chain(beta)
+    runtime: Any = RUNTIMES[simulator](write((graph, batch), tmp_path))
+    assert runtime.neuron_class == classes
+    assert re.search(r"\d+\.\d+\.\d+", runtime.description)
+    assert all(note in runtime.description for note in runtime.notes)
+    # The class is what computes: with its update broken, the run is broken.
+    module, _, name = classes.rpartition(".")
+    cls = getattr(__import__(module, fromlist=[name]), name)
+    method = "forward" if simulator == "norse" else "single_step_functional_forward"
+
+    def broken(*_: object, **__: object) -> None:
+        raise ArithmeticError("this neuron was asked")
+
+    monkeypatch.setattr(cls, method, broken)
+    with pytest.raises(ArithmeticError, match="this neuron was asked"):
+        runtime.run(batch)
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_the_file_is_what_is_run(simulator: str, tmp_path: Path) -> None:
+    graph, batch = conv_chain()
+    path = write((graph, batch), tmp_path)
+    before = RUNTIMES[simulator](path).run(batch)
+    with h5py.File(path, "r+") as file:
+        file["node/nodes/features.sn/v_threshold"][...] *= 4.0
+    after = RUNTIMES[simulator](path).run(batch)
+    assert after.spikes["features.sn"].count() < before.spikes["features.sn"].count()
+
+
+def test_dtypes(tmp_path: Path) -> None:
+    case = affine_chain()
+    path = write(case, tmp_path)
+    assert NorseRuntime(path).run(case[1]).logits.dtype == np.float32
+    assert SpikingJellyRuntime(path).run(case[1]).logits.dtype == np.float32
+    assert SpikingJellyRuntime(path, dtype="float64").run(case[1]).logits.dtype == np.float64
+    with pytest.raises(DalifError) as info:
+        SpikingJellyRuntime(path, dtype="float16")  # type: ignore[arg-type]
+    assert info.value.code is Code.BAD_OPTION
+
+
+def test_opening_draws_no_random_numbers_of_the_callers(tmp_path: Path) -> None:
+    path = write(affine_chain(), tmp_path)
+    before = torch.random.get_rng_state()
+    NorseRuntime(path)
+    SpikingJellyRuntime(path)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_running_logs_and_prints_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for beta in (0.5, 1.0):
+        case = residual(beta)
+        for open_runtime in RUNTIMES.values():
+            open_runtime(write(case, tmp_path)).run(case[1])
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: changed(affine_chain(), "sn1", v_reset=frozen(-0.25)), ("'sn1'", "v_reset")),
+        (lambda: changed(affine_chain(1.0), "sn2", v_reset=frozen(0.25)), ("'sn2'", "v_reset")),
+        (padded_pool, ("'pool'", "padding")),
+    ],
+)
+def test_what_a_simulator_would_misread_is_refused(
+    make: Callable[[], Case], words: tuple[str, ...], simulator: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DalifError) as info:
+        RUNTIMES[simulator](write(make(), tmp_path))
+    assert info.value.code is Code.RUNTIME_CANNOT_RUN
+    assert all(word in info.value.message for word in words)
+    assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_bad_files(simulator: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.nir"
+    for code, content in ((Code.FILE_MISSING, None), (Code.FILE_DAMAGED, b""), (Code.FOREIGN_FILE, b"no HDF5 at all")):
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(DalifError) as info:
+            RUNTIMES[simulator](path)
+        assert info.value.code is code
+
+
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_bad_batches(simulator: str, tmp_path: Path) -> None:
+    case = affine_chain()
+    runtime = RUNTIMES[simulator](write(case, tmp_path))
+    for code, batch in (
+        (Code.WRONG_SHAPE, case[1][:, 0]),
+        (Code.NOT_FINITE, np.full_like(case[1], np.nan)),
+        (Code.BAD_DATA, case[1].astype(np.int64)),
+    ):
+        with pytest.raises(DalifError) as info:
+            runtime.run(batch)
+        assert info.value.code is code
+
+
+@pytest.mark.parametrize("module", [norse, spikingjelly])
+def test_a_missing_package_is_named_with_its_mend(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.available() is None
+    monkeypatch.setattr(nir_file, "find_spec", lambda package: None)
+    command = module.available()
+    assert command.endswith("pip install --no-deps -r requirements/simulators-no-deps.txt")
+    with pytest.raises(DalifError, match=re.escape(command)) as info:
+        RUNTIMES[module.__name__.rpartition(".")[2]](tmp_path / "net.nir")
+    assert info.value.code is Code.MISSING_PACKAGE
+
+
+# ---- what the export says of the readers, against their own calls
+
+
+def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGraph) -> NDArray[np.floating]:
+    """The outputs [batch, T, ...] of a simulator's own network, loaded by the call that the export prints."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the packages' own: deprecations of torch and of nirtorch.load
+        import norse.torch
+        import norse.torch.utils.import_nir
+        import sinabs.nir
+        import snntorch.import_nir
+        import spikingjelly.activation_based.nir_exchange
+
+        names = {
+            "nir": nir, "nirtorch": nirtorch, "functools": functools, "norse": norse, "snntorch": snntorch,
+            "spikingjelly": spikingjelly, "path": str(path),
+            "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(batch))),
+        }  # fmt: skip
+        network = eval(call, names)
+        spec = FileMetadata.from_strings(file.metadata, source="test").input
+        inputs = torch.from_numpy(spec.module_input(batch))
+        state, outputs = None, []
+        with torch.no_grad():
+            for t in range(spec.timesteps):
+                result, state = network(inputs[:, t] if spec.temporal else inputs, state)
+                outputs.append(result.numpy().copy())
+    return np.stack(outputs, axis=1)
+
+
+def v_reset_set() -> Case:
+    return changed(affine_chain(0.5), "sn1", v_reset=frozen(-0.5))
+
+
+def if_with_v_reset() -> Case:
+    return changed(affine_chain(1.0), "sn1", v_reset=frozen(0.5))
+
+
+def negative_threshold() -> Case:
+    return changed(affine_chain(0.5), "sn1", v_threshold=frozen(-0.5))
+
+
+def tiny_leak() -> Case:
+    """A potential just above the threshold, by less than the leak."""
+    return one_layer(1.0, 9e-6, [1.0 - 5e-6, 0.5])
+
+
+def one_name_for_two() -> Case:
+    return renamed(affine_chain(0.5), {"sn1": "sn.x", "sn2": "sn_x"})
+
+
+def forbidden_name() -> Case:
+    return renamed(affine_chain(0.5), {"sn1": "half"})
+
+
+def keyword_name() -> Case:
+    return renamed(affine_chain(0.5), {"sn1": "if", "fc1": "0"})
+
+
+def per_channel_chain() -> Case:
+    return changed(affine_chain(0.5), "sn1", beta=frozen(np.linspace(0.2, 0.8, 32)))
+
+
+def per_channel_threshold() -> Case:
+    return changed(affine_chain(0.5), "sn1", v_threshold=frozen(np.linspace(0.5, 1.5, 32)))
+
+
+ADVICE: dict[str, tuple[Callable[[], Case], set[str]]] = {
+    "chain": (lambda: affine_chain(0.76), {"norse", "spikingjelly", "snntorch"}),
+    "convolutions": (lambda: conv_chain(0.9), {"norse", "spikingjelly", "snntorch"}),
+    "average pools": (average_pooled, {"norse", "spikingjelly", "snntorch"}),
+    "identity residual": (lambda: residual(0.76), {"norse", "spikingjelly", "snntorch"}),
+    "two-branch residual": (lambda: residual(0.5, downsample=True), {"norse", "spikingjelly", "snntorch"}),
+    "sums of sums": (three_branches, {"norse", "spikingjelly", "snntorch"}),
+    "beta 0": (lambda: affine_chain(0.0), {"norse", "snntorch"}),
+    "beta 1": (lambda: affine_chain(1.0), {"norse", "spikingjelly"}),
+    "beta negative": (lambda: affine_chain(-0.25), {"norse"}),
+    "beta per channel": (per_channel_chain, {"norse"}),
+    "threshold per channel": (per_channel_threshold, {"norse"}),
+    "v_reset": (v_reset_set, set()),
+    "v_reset of an IF": (if_with_v_reset, set()),
+    "padded sum pool": (padded_pool, set()),
+    "negative threshold": (negative_threshold, {"norse", "spikingjelly"}),
+    "tiny leak": (tiny_leak, {"norse", "spikingjelly"}),
+    "one name for two nodes": (one_name_for_two, set()),
+    "a name that torch keeps": (forbidden_name, set()),
+    "a keyword as a name": (keyword_name, {"norse", "spikingjelly", "snntorch"}),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_on_readers_is_what_they_do(name: str, tmp_path: Path) -> None:
+    make, expected = ADVICE[name]
+    graph, batch = case = make()
+    file, path = to_nir(graph), write(case, tmp_path)
+    reference = simulate(graph, batch).logits
+    advice = {reader.name: reader for reader in readers(graph)}
+    assert advice.keys() == SIMULATORS.keys()
+    assert {reader.name for reader in advice.values() if reader.reads} == expected
+    for reader in advice.values():
+        try:
+            outputs = per_step(reader.call, path, batch, file)
+            reduced = reduce_time(outputs, graph.readout.mode)
+            right = reduced.shape == reference.shape and np.allclose(reduced, reference, rtol=1e-5, atol=1e-5)
+        except Exception as error:  # a reader may refuse in any way it likes
+            right, outputs = False, error
+        assert right == reader.reads, (reader, outputs)
+        assert reader.why
+        assert "\n" not in reader.why

@@ -18,7 +18,7 @@ if find_spec("dalif_deploy.exporters") is None or find_spec("dalif_deploy.runtim
     )
 
 if TYPE_CHECKING:
-    from dalif_deploy.capture.neurons import NeuronParameters, register_neuron
+    from dalif_deploy.capturing.neurons import NeuronParameters, register_neuron
     from dalif_deploy.deploy import (
         Data,
         ExportResult,
@@ -49,7 +49,7 @@ _HOME = {
     "Encoding": "encoding",
     "ExportResult": "deploy",
     "LoadOptions": "deploy",
-    "NeuronParameters": "capture.neurons",
+    "NeuronParameters": "capturing.neurons",
     "Recording": "recording",
     "SpikingGraph": "graph",
     "Verdict": "equivalence",
@@ -58,7 +58,7 @@ _HOME = {
     "fold": "passes",
     "load": "deploy",
     "read_data": "deploy",
-    "register_neuron": "capture.neurons",
+    "register_neuron": "capturing.neurons",
     "reset": "neuron",
     "run": "deploy",
     "save": "deploy",

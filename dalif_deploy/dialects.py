@@ -89,7 +89,7 @@ CANONICAL = Dialect(
         "factors that differ from place to place of a feature map",
         "nodes after the readout",
     ),
-    call="dalif_deploy.capture.nir.read_nir(path)",
+    call="dalif_deploy.capturing.nir.read_nir(path)",
 )
 
 NORSE = Dialect(

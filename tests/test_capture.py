@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dalif_deploy.capture import CapturedModule, NeuronParameters, capture_module, neurons, register_neuron
+from dalif_deploy.capturing import CapturedModule, NeuronParameters, capture_module, neurons, register_neuron
 from dalif_deploy.equivalence.replay import NeuronStep, replay, simulate
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import BatchNorm, Conv2d, Neuron, frozen
@@ -203,7 +203,7 @@ def test_arguments_that_say_what_is_so_change_nothing(name: str) -> None:
 
 
 def test_importing_the_package_imports_no_torch() -> None:
-    code = "import sys, dalif_deploy.capture; sys.exit('torch' in sys.modules)"
+    code = "import sys, dalif_deploy.capturing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from dalif_deploy.capture import NeuronParameters, capture_module, neurons, register_neuron
+from dalif_deploy.capturing import NeuronParameters, capture_module, neurons, register_neuron
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.neuron import DALIF
 from tests.capture_models import AllSteps, Busy, Loop, Plain, ResettingStranger, Stranger, T, built, conv

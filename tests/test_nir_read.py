@@ -11,7 +11,7 @@ import nir
 import numpy as np
 import pytest
 
-from dalif_deploy.capture.nir import read_nir
+from dalif_deploy.capturing.nir import read_nir
 from dalif_deploy.equivalence.replay import simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import to_nir

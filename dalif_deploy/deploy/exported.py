@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dalif_deploy.capture.nir import read_nir
+from dalif_deploy.capturing.nir import read_nir
 from dalif_deploy.deploy.files import kind_of
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import Format, file_format

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dalif_deploy import checkpoint
-from dalif_deploy.capture import CapturedModule, capture_module
+from dalif_deploy.capturing import CapturedModule, capture_module
 from dalif_deploy.checkpoint import Samples
 from dalif_deploy.deploy.data import Data, seeded_data
 from dalif_deploy.deploy.files import kind_of, sha256
@@ -193,7 +193,7 @@ def _other_timesteps(model: Model, timesteps: int | None) -> Model:
 
 
 def _from_nir(path: Path, options: LoadOptions) -> Model:
-    from dalif_deploy.capture.nir import read_nir
+    from dalif_deploy.capturing.nir import read_nir
 
     _refuse_options(path, options, allowed=("adapter", "trust_pickle"))
     return Model(read_nir(path), "step", ("the model is a NIR file: it is its own reference",))

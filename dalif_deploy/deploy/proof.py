@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.capture import CapturedModule
+from dalif_deploy.capturing import CapturedModule
 from dalif_deploy.equivalence import Comparer, Comparison, NeuronStep, Outcome, Precision, replay, simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph

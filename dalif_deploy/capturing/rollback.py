@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dalif_deploy.capture.values import Op, Val
+from dalif_deploy.capturing.values import Op, Val
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import ReadoutMode
 

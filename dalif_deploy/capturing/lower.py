@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dalif_deploy.capture.neurons import NeuronParameters, fit
-from dalif_deploy.capture.rollback import Rolled
-from dalif_deploy.capture.values import Const, Op
+from dalif_deploy.capturing.neurons import NeuronParameters, fit
+from dalif_deploy.capturing.rollback import Rolled
+from dalif_deploy.capturing.values import Const, Op
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph

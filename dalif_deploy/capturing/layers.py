@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dalif_deploy.capture.call import Call, Result, reshaped, second
+from dalif_deploy.capturing.call import Call, Result, reshaped, second
 from dalif_deploy.errors import Code
 
 

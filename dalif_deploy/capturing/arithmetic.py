@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dalif_deploy.capture.call import Call, Result
-from dalif_deploy.capture.values import Op, Val
+from dalif_deploy.capturing.call import Call, Result
+from dalif_deploy.capturing.values import Op, Val
 from dalif_deploy.errors import Code
 from dalif_deploy.nodes import Array
 

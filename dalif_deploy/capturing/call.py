@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capture.values import Const, Op, Val
+from dalif_deploy.capturing.values import Const, Op, Val
 from dalif_deploy.errors import Code, DalifError
 
 if TYPE_CHECKING:
-    from dalif_deploy.capture.record import Recorder
+    from dalif_deploy.capturing.record import Recorder
 
 Result = Val | list[Val | None] | None
 """What becomes of an operation's outputs: a value each, None for what is not tracked."""

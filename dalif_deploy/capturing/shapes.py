@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dalif_deploy.capture.call import Call, Result, reshaped, second
-from dalif_deploy.capture.values import Val
+from dalif_deploy.capturing.call import Call, Result, reshaped, second
+from dalif_deploy.capturing.values import Val
 from dalif_deploy.errors import Code
 
 

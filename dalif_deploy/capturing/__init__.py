@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dalif_deploy.capture.module import CapturedModule, capture_module
-    from dalif_deploy.capture.neurons import NeuronParameters, register_neuron
+    from dalif_deploy.capturing.module import CapturedModule, capture_module
+    from dalif_deploy.capturing.neurons import NeuronParameters, register_neuron
 
 __all__ = ["CapturedModule", "NeuronParameters", "capture_module", "register_neuron"]
 

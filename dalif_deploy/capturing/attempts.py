@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from dalif_deploy.capture.record import Recorder, intercepted
-from dalif_deploy.capture.rollback import Numbering, Rolled, roll
-from dalif_deploy.capture.runner import Form, drive, wrong_shape
-from dalif_deploy.capture.state import NeuronStates, as_found
-from dalif_deploy.capture.values import Site, Val
+from dalif_deploy.capturing.record import Recorder, intercepted
+from dalif_deploy.capturing.rollback import Numbering, Rolled, roll
+from dalif_deploy.capturing.runner import Form, drive, wrong_shape
+from dalif_deploy.capturing.state import NeuronStates, as_found
+from dalif_deploy.capturing.values import Site, Val
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 
@@ -179,7 +179,7 @@ class Attempts:
             raise DalifError(
                 Code.UNKNOWN_NEURON,
                 f"{site}: forward calls no neuron of a known class; build it with dalif_deploy.DALIF, or register its "
-                "neuron class: register_neuron(cls, reader) from dalif_deploy.capture.neurons",
+                "neuron class: register_neuron(cls, reader) from dalif_deploy",
             )
         for name, nodes in heard.items():
             if len(nodes) != self._timesteps:

@@ -20,10 +20,10 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capture import aten
-from dalif_deploy.capture.call import UNWRITTEN
-from dalif_deploy.capture.state import Fingerprint, fingerprint, same_state
-from dalif_deploy.capture.values import Const, Op, Site, Table, Val
+from dalif_deploy.capturing import aten
+from dalif_deploy.capturing.call import UNWRITTEN
+from dalif_deploy.capturing.state import Fingerprint, fingerprint, same_state
+from dalif_deploy.capturing.values import Const, Op, Site, Table, Val
 from dalif_deploy.errors import Code, DalifError
 
 _HERE = str(Path(__file__).parent)

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalif_deploy.capture.double import Double
-from dalif_deploy.capture.record import intercepted
-from dalif_deploy.capture.rollback import Layout
-from dalif_deploy.capture.state import NeuronStates, as_found
+from dalif_deploy.capturing.double import Double
+from dalif_deploy.capturing.record import intercepted
+from dalif_deploy.capturing.rollback import Layout
+from dalif_deploy.capturing.state import NeuronStates, as_found
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import ReadoutMode
 from dalif_deploy.recording import Recording, SpikeTrain

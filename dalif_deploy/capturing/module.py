@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalif_deploy.capture.attempts import Attempts, Recorded
-from dalif_deploy.capture.checks import check_arguments, check_module, example_tensor, place, unwrapped
-from dalif_deploy.capture.lower import lower
-from dalif_deploy.capture.neurons import read_parameters, reader_of
-from dalif_deploy.capture.rollback import Layout
-from dalif_deploy.capture.runner import Form, Runner
-from dalif_deploy.capture.state import as_found
+from dalif_deploy.capturing.attempts import Attempts, Recorded
+from dalif_deploy.capturing.checks import check_arguments, check_module, example_tensor, place, unwrapped
+from dalif_deploy.capturing.lower import lower
+from dalif_deploy.capturing.neurons import read_parameters, reader_of
+from dalif_deploy.capturing.rollback import Layout
+from dalif_deploy.capturing.runner import Form, Runner
+from dalif_deploy.capturing.state import as_found
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph

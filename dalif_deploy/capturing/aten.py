@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capture import arithmetic, layers, shapes
-from dalif_deploy.capture.call import Call, Handler
-from dalif_deploy.capture.neurons import registration
-from dalif_deploy.capture.values import Val
+from dalif_deploy.capturing import arithmetic, layers, shapes
+from dalif_deploy.capturing.call import Call, Handler
+from dalif_deploy.capturing.neurons import registration
+from dalif_deploy.capturing.values import Val
 from dalif_deploy.errors import Code
 
 if TYPE_CHECKING:
-    from dalif_deploy.capture.record import Recorder
+    from dalif_deploy.capturing.record import Recorder
 
 # fmt: off
 _CONSTANT = frozenset({

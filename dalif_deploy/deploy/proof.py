@@ -12,19 +12,21 @@ from dalif_deploy.equivalence import Comparer, Comparison, NeuronStep, Outcome, 
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array
+from dalif_deploy.operators import Values
 from dalif_deploy.passes import FOLDING
 from dalif_deploy.recording import Recording
 
-CURRENT_TOLERANCE = 1e-12
-"""How far an input current of the module, in float64, may lie from the graph's: this share of the sum of the
-absolute values of its terms. Rounding in another order stays below it; a BatchNorm epsilon of 1.01e-5 does not."""
+TOLERANCE = 1e-12
+"""How far a current or potential of the module, in float64, may lie from the graph's: this share of the sum of
+the absolute values of its terms. Rounding in another order stays below it; a BatchNorm epsilon of 1.01e-5 or
+a leak of 0.2500001 does not, though either may leave every spike as it is."""
 
-CURRENT_SAMPLES = 4
+PROVED_SAMPLES = 4
 
 
 def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic]], precision: Precision) -> Recording:
-    """The user's own module against the captured graph: spikes on all batches in the module's own dtype, and
-    every neuron's input current in float64 on a few samples of the first.
+    """The user's own module against the captured graph: spikes on all batches in the module's own dtype, and in
+    float64, on a few samples of the first, every neuron's input current and potential after the reset.
 
     A spike may differ only where rounding explains it. Returns what the module fired.
     Raises `DalifError` (CAPTURE_MISMATCH), naming layer, step and index.
@@ -34,7 +36,7 @@ def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic
     fired = []
     for number, batch in enumerate(batches):
         if number == 0:
-            _prove_currents(captured, batch[:CURRENT_SAMPLES])
+            _prove_potentials(captured, batch[:PROVED_SAMPLES])
         fired.append(captured.run(graph.input_spec.module_input(batch)))
         comparer.add(batch, simulate(graph, batch), fired[-1])
     result = comparer.result()
@@ -50,25 +52,35 @@ def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic
     return Recording.joined(fired)
 
 
-def _prove_currents(captured: CapturedModule, batch: NDArray[np.generic]) -> None:
+def _prove_potentials(captured: CapturedModule, batch: NDArray[np.generic]) -> None:
     graph = captured.graph
-    currents: Mapping[str, Array] = captured.currents(graph.input_spec.module_input(batch))
+    inputs = graph.input_spec.module_input(batch)
+    currents: Mapping[str, Array] = captured.currents(inputs)
+    held: Mapping[str, Array] = captured.membranes(inputs)
 
     def visit(step: NeuronStep) -> None:
-        name = step.neuron.name
+        name, t = step.neuron.name, step.t
+        assert step.magnitude is not None
         assert step.current_magnitude is not None
-        gap = np.abs(currents[name][:, step.t] - step.current)
-        wrong = gap > CURRENT_TOLERANCE * step.current_magnitude
-        if not wrong.any():
-            return
-        place = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.where(wrong, gap, 0.0))), gap.shape))
-        raise DalifError(
-            Code.CAPTURE_MISMATCH,
-            f"layer '{name}', step {step.t}, index {list(place[1:])} of sample {place[0]}: the module feeds it "
-            f"{currents[name][:, step.t][place]:.17g}, the captured graph {step.current[place]:.17g}",
-        )
+        _same(name, t, "feeds it", currents[name][:, t], step.current, step.current_magnitude)
+        if name in held:
+            _same(name, t, "holds a potential of", held[name][:, t], step.held, step.magnitude)
 
     replay(graph, batch, visit, magnitudes=True)
+
+
+def _same(name: str, t: int, what: str, module: Array, graph: Values, magnitude: Values) -> None:
+    gap = np.abs(module - graph)
+    wrong = gap > TOLERANCE * magnitude
+    if not wrong.any():
+        return
+    place = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.where(wrong, gap, 0.0))), gap.shape))
+    raise DalifError(
+        Code.CAPTURE_MISMATCH,
+        f"layer '{name}', step {t}, index {list(place[1:])} of sample {place[0]}: the module {what} "
+        f"{module[place]:.17g}, the captured graph {graph[place]:.17g}; the reader of this neuron class gives other "
+        "parameters or rules than the class uses, or this is a fault of the capture",
+    )
 
 
 def prove_folding(graph: SpikingGraph, batches: Iterable[NDArray[np.generic]]) -> tuple[SpikingGraph, Comparison]:

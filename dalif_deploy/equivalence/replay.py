@@ -25,8 +25,9 @@ class NeuronStep:
     """One neuron layer at one timestep, in the graph's own units.
 
     `current`: X[t], the input, float64 [batch, *shape]. `potential`: V[t] before the reset. `fires`: whether V
-    reaches the threshold, bool. `magnitude`: sum |w s| + |b| + |beta H| + |threshold|, the scale of V's
-    rounding error, and `current_magnitude` that of X alone; None where they were not asked for.
+    reaches the threshold, bool. `held`: H[t], after the reset. `magnitude`: sum |w s| + |b| + |beta H| +
+    |threshold|, the scale of V's rounding error, and `current_magnitude` that of X alone; None where they were
+    not asked for.
     """
 
     neuron: Neuron
@@ -34,6 +35,7 @@ class NeuronStep:
     current: Values
     potential: Array
     fires: NDArray[np.bool_]
+    held: Values
     magnitude: Values | None
     current_magnitude: Values | None
 
@@ -146,10 +148,11 @@ class _Replay:
         if current_magnitude is not None:
             magnitude = np.abs(node.alpha) * current_magnitude + np.abs(node.beta * (before - node.leak_target))
             magnitude = magnitude + np.abs(node.leak_target) + np.abs(node.v_threshold)
-        self.visit(NeuronStep(node, t, current, potential, fires, magnitude, current_magnitude))
         spikes = fires if self.history is None else self.history[node.name].step(t)
         if node.reset == "hard":
-            self.membrane[node.name] = np.where(spikes, node.v_reset, potential)
+            held = np.where(spikes, node.v_reset, potential)
         else:
-            self.membrane[node.name] = potential - node.v_threshold * spikes
+            held = potential - node.v_threshold * spikes
+        self.membrane[node.name] = held
+        self.visit(NeuronStep(node, t, current, potential, fires, held, magnitude, current_magnitude))
         return spikes.astype(np.float64)

@@ -53,11 +53,10 @@ class Functional(Plain):
     def forward(self, x: Tensor) -> Tensor:
         x = F.conv2d(x, self.conv.weight, padding=1)
         x = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, self.training, 0.1)
-        x = F.max_pool2d(self.sn1(x), 2, padding=1, stride=2)[..., :, :]
-        x = F.adaptive_avg_pool2d(x, 5) * 0.3
+        x = 0.3 * F.max_pool2d(self.sn1(x), 3, stride=1)[..., :, :]
         x = F.avg_pool2d(x, 3, 2, padding=1, ceil_mode=True, count_include_pad=False)
         x = torch.flatten(x, 1)
-        x = F.linear(x, self.fc.weight[:, :54], self.fc.bias)
+        x = F.linear(x, self.fc.weight, self.fc.bias)
         x = F.dropout(self.sn2(1.0 - self.bn2(x)), 0.3, self.training)
         return self.head(x.contiguous().view(x.size(0), -1))
 
@@ -212,7 +211,7 @@ class HoistedLoop(Plain):
         current = self.bn(self.conv(x))
         spikes = []
         for _ in range(T):
-            y = self.flatten(self.pool(self.sn1(current)))
+            y = F.adaptive_avg_pool2d(self.sn1(current), 4).flatten(1)
             spikes.append(self.sn2(self.bn2(self.fc(y))))
         return self.head(torch.stack(spikes).mean(0)) * 2.0 + 1.0
 

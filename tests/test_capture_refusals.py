@@ -279,7 +279,11 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
     "odd reshape": (looped(lambda self, x: self.sn1(x).view(len(x), 4, 32)), U, ["[2, 8, 8] to [4, 32]"]),
     "comparison": (plain(lambda self, x: (x > 0.5).float()), N, ["(Changed): aten.gt", "register_neuron(Changed,"]),
     "stranger": (
-        WithStranger, N, ["'sn2' (Stranger): aten.gt", "register_neuron(Stranger, lambda m: NeuronParameters(alpha="],
+        WithStranger, N,
+        [
+            "'sn2' (Stranger): aten.gt", "from dalif_deploy import NeuronParameters, register_neuron",
+            "register_neuron(Stranger, lambda m: NeuronParameters(alpha=",
+        ],
     ),
     "overridden forward": (WithOwn, N, ["'sn2' (Own): aten.ge", "register_neuron(Own,"]),
     "no neuron": (looped(lambda self, x: self.fc(self.flatten(self.pool(self.conv(x))))), N, ["calls no neuron"]),

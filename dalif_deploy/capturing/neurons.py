@@ -116,7 +116,7 @@ def read_parameters(name: str, module: torch.nn.Module, dtype: torch.dtype) -> N
 def registration(cls: type) -> str:
     """The lines a user writes to make `cls` known."""
     return (
-        "if it is a neuron, register it: from dalif_deploy.capturing.neurons import NeuronParameters, register_neuron; "
+        "if it is a neuron, register it: from dalif_deploy import NeuronParameters, register_neuron; "
         f"register_neuron({cls.__name__}, lambda m: NeuronParameters(alpha=..., beta=..., v_threshold=..., "
         "v_reset=..., reset='hard' or 'subtract', fires_at='ge' or 'gt'))"
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import functools
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +15,6 @@ from typing import Any
 
 import h5py
 import nir
-import nirtorch
 import numpy as np
 import pytest
 import torch
@@ -222,15 +223,27 @@ def test_opening_draws_no_random_numbers_of_the_callers(tmp_path: Path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_running_logs_and_prints_nothing(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    for beta in (0.5, 1.0):
-        case = residual(beta)
-        for open_runtime in RUNTIMES.values():
-            open_runtime(write(case, tmp_path)).run(case[1])
-    assert capfd.readouterr() == ("", "")
-    assert not caplog.records
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_names_that_python_or_nirtorch_keeps(simulator: str, tmp_path: Path) -> None:
+    assert_same_spikes(keyword_name(), RUNTIMES[simulator](write(keyword_name(), tmp_path)))
+
+
+def test_running_logs_and_prints_nothing(tmp_path: Path) -> None:
+    """In a process of its own: the packages log at their first import and at their first step."""
+    case = residual(0.5)
+    path = write(case, tmp_path)
+    np.save(tmp_path / "batch.npy", case[1])
+    code = (
+        "import sys, numpy\n"
+        "from dalif_deploy.runtimes.norse import NorseRuntime\n"
+        "from dalif_deploy.runtimes.spikingjelly import SpikingJellyRuntime\n"
+        "for kind in (NorseRuntime, SpikingJellyRuntime):\n"
+        "    kind(sys.argv[1]).run(numpy.load(sys.argv[2]))\n"
+        "print('ran')"
+    )
+    command = [sys.executable, "-W", "error", "-c", code, str(path), str(tmp_path / "batch.npy")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.stdout, ran.stderr) == ("ran\n", "")
 
 
 # ---- refusals
@@ -298,6 +311,7 @@ def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGra
     """The outputs [batch, T, ...] of a simulator's own network, loaded by the call that the export prints."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the packages' own: deprecations of torch and of nirtorch.load
+        import nirtorch
         import norse.torch
         import norse.torch.utils.import_nir
         import sinabs.nir

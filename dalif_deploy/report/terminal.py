@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dalif_deploy.deploy.running import RunResult
-from dalif_deploy.equivalence import Comparison, Contradiction, Outcome, RuntimeComparison, Verdict
+from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
 from dalif_deploy.nodes import Array
 
 SHOWN_ORIGINS = 5
@@ -143,7 +143,7 @@ def _print_runtime(console: Console, runtime: RuntimeComparison) -> None:
     _print_origins(console, title, runtime.comparison.origins)
 
 
-def _print_origins(console: Console, title: str, origins: Sequence[Contradiction]) -> None:
+def _print_origins(console: Console, title: str, origins: Sequence[NeuronStepFinding]) -> None:
     for origin in origins[:SHOWN_ORIGINS]:
         console.print(
             f"{title}: layer '{origin.layer}' step {origin.t} neuron {list(origin.index)} of sample {origin.sample} "

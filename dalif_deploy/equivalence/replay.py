@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import MembraneError, Update
-from dalif_deploy.equivalence.rounding import node_error
+from dalif_deploy.equivalence.rounding import node_error, unbounded_where_undefined
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
 from dalif_deploy.operators import Values, evaluate, reduce_time
@@ -169,7 +169,8 @@ class _Replay:
         bound: Values | None = None
         if source.error is not None:
             membrane = self.errors[node.name]
-            error = membrane.integrate(before, current, source.error, potential)
+            with np.errstate(invalid="ignore", over="ignore"):
+                error = unbounded_where_undefined(membrane.integrate(before, current, source.error, potential))
             membrane.reset(spikes, error, held)
             bound = error + membrane.threshold_error
         self.visit(NeuronStep(node, t, current, potential, fires, held, source.error, bound, source.proved))

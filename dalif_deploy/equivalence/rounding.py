@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +49,9 @@ EXACT_WHOLE = 2**24
 """Whole numbers up to this are exact in float32."""
 
 
-def gamma(roundings: float | Values) -> Any:
+def gamma(roundings: float | Values) -> Values:
     """gamma(k) = k u / (1 - k u): the relative error of k roundings in a row."""
-    return roundings * U / (1.0 - roundings * U)
+    return np.asarray(roundings * U / (1.0 - roundings * U))
 
 
 def rounded(values: Array) -> tuple[Array, Array]:
@@ -70,10 +71,14 @@ def node_error(
     rule = _RULES.get(type(node))
     if rule is None:
         return None
-    error: Values = rule(node, inputs, errors, types, value)
-    if np.abs(value).max(initial=0.0) >= LARGEST:
-        error = np.where(np.abs(value) < LARGEST, error, np.inf)
-    return error
+    with np.errstate(invalid="ignore", over="ignore"):
+        error: Values = rule(node, inputs, errors, types, value)
+    return unbounded_where_undefined(np.where(np.abs(value) < LARGEST, error, np.inf))
+
+
+def unbounded_where_undefined(error: Values) -> Values:
+    """Infinity in place of NaN, which comes of 0 times an error that is not bounded."""
+    return np.where(np.isnan(error), np.inf, error)
 
 
 def _weighted(
@@ -83,10 +88,7 @@ def _weighted(
     """sum w x + b. Every one of the n terms passes at most n roundings (its product's, if x is no spike, and the
     additions'); each weight is within u of itself."""
     (x,), (e,), (kind,) = inputs, errors, types
-    absolute = replace(
-        node, weight=frozen(np.abs(node.weight)), bias=None if node.bias is None else frozen(np.abs(node.bias))
-    )
-    linear = replace(absolute, bias=None)
+    absolute, linear = _absolute(node)
     terms = _active_terms(node, (x != 0.0) | (e != 0.0))
     roundings = terms + (0.0 if node.bias is not None else -1.0) + (0.0 if kind.kind == "spike" else 1.0)
     size = evaluate(absolute, [np.abs(x)])
@@ -94,6 +96,19 @@ def _weighted(
         return (gamma(np.maximum(roundings, 0.0)) + U) * (1.0 + 4 * U) * size + TINY * terms
     carried = evaluate(linear, [e])
     return (gamma(np.maximum(roundings, 0.0)) + U) * (1.0 + 4 * U) * (size + carried) + carried + TINY * terms
+
+
+def _absolute(node: Conv2d | Linear) -> tuple[Conv2d | Linear, Conv2d | Linear]:
+    """`node` with the absolute values of its weights, with and without its bias."""
+    if node not in _ABSOLUTE:
+        linear = replace(node, weight=frozen(np.abs(node.weight)), bias=None)
+        biased = linear if node.bias is None else replace(linear, bias=frozen(np.abs(node.bias)))
+        _ABSOLUTE[node] = (biased, linear)
+    return _ABSOLUTE[node]
+
+
+_ABSOLUTE: WeakKeyDictionary[Node, tuple[Conv2d | Linear, Conv2d | Linear]] = WeakKeyDictionary()
+"""A cache, since a layer is bounded once a timestep."""
 
 
 def _active_terms(node: Conv2d | Linear, active: NDArray[np.bool_]) -> Values:
@@ -130,7 +145,7 @@ def _scale(
     factor = np.abs(node.factor)
     if np.all(np.isin(factor, (0.0, 1.0))) and not np.any(node.offset):
         return factor * e  # a change of sign is exact
-    return factor * e + gamma(3.0) * (factor * (np.abs(x) + e) + np.abs(node.offset)) + 2 * TINY
+    return np.asarray(factor * e + gamma(3.0) * (factor * (np.abs(x) + e) + np.abs(node.offset)) + 2 * TINY)
 
 
 def _sum_pool(
@@ -180,7 +195,7 @@ def _add(
     if all(m is not None for m in maxima) and sum(m or 0 for m in maxima) <= EXACT_WHOLE and not np.any(total):
         return np.zeros_like(value)
     size = np.sum([np.abs(x) + e for x, e in zip(inputs, errors, strict=True)], axis=0)
-    return total + gamma(float(len(inputs) - 1)) * size
+    return np.asarray(total + gamma(float(len(inputs) - 1)) * size)
 
 
 _Rule = Callable[[Any, Sequence[Values], Sequence[Values], Sequence[TensorType], Values], Values]

@@ -19,11 +19,14 @@ STYLE = {Outcome.EXACT: "green", Outcome.ROUNDING: "yellow", Outcome.UNPROVED: "
 
 
 def one_line(verdict: Verdict) -> str:
-    """The verdict in one line: outcome, what was compared, by whom, and layers that prove nothing."""
+    """The verdict in one line: outcome, what was compared, by whom, tensors that differ, layers that prove nothing."""
     names = ", ".join(dict.fromkeys(runtime.comparison.name for runtime in verdict.runtimes)) or "no runtime"
     spikes = sum(runtime.comparison.spikes_differing for runtime in verdict.runtimes)
     compared = sum(runtime.comparison.spikes_compared for runtime in verdict.runtimes)
     text = f"{verdict.outcome}: {spikes:,} of {compared:,} spikes differ ({verdict.samples} samples; {names})"
+    tensors = dict.fromkeys(difference.name for runtime in verdict.runtimes for difference in runtime.tensors_differing)
+    if tensors:
+        text += f"; tensors that differ: {', '.join(tensors)}"
     if verdict.vacuous:
         text += f"; vacuous: {', '.join(verdict.vacuous)} never or always fired"
     return text

@@ -77,7 +77,7 @@ def export(
     opened = open_model(model, options or LoadOptions())
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
-    check_output(target, model=opened.path, force=force)
+    check_output(target, model=opened.path, force=force, data=data.path if isinstance(data, Data) else None)
     if to == "pt":
         return _to_pt(opened, target, format_options)
     format_ = file_format(to)

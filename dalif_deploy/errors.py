@@ -26,6 +26,7 @@ class Code(Enum):
     AMBIGUOUS = ("E0112", 2, "more than one reading is possible and an argument must say which")
     BAD_GRAPH = ("E0113", 2, "a graph contradicts itself")
     BAD_DATA = ("E0114", 2, "a data file or array cannot be used as input")
+    OTHER_MODEL = ("E0115", 2, "a file was exported from another model")
     # 1: everything was understood, and the answer is no.
     UNSUPPORTED_LAYER = ("E0201", 1, "a layer of the model is not supported")
     UNKNOWN_NEURON = ("E0202", 1, "a neuron class has no registered reader")
@@ -34,6 +35,7 @@ class Code(Enum):
     FOLD_MISMATCH = ("E0205", 1, "a folded graph does not fire as the graph before it")
     TARGET_CANNOT_HOLD = ("E0206", 1, "the chosen file format or dialect cannot hold this model exactly")
     RUNTIME_CANNOT_RUN = ("E0207", 1, "the chosen runtime cannot run this model exactly")
+    EXPORT_DIVERGES = ("E0208", 1, "an exported file does not fire as the model, and was not kept")
     # 3: a fault of ours.
     FAULT = ("E0301", 3, "a fault in dalif_deploy itself")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -47,10 +48,9 @@ def loading_options(command: F) -> F:
 
 
 def output_options(command: F) -> F:
-    """--json, --force, -v and --version, the same in every command."""
+    """--json, -q, -v and --version, the same in every command."""
     options = [
         click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout."),
-        click.option("--force", is_flag=True, help="Replace an existing output (never the model)."),
         click.option("-q", "--quiet", is_flag=True, help="Say nothing on stderr but errors."),
         click.option("-v", "--verbose", count=True, help="-vv shows the traceback of an error."),
         click.version_option(__version__, prog_name="dalif_deploy"),
@@ -58,6 +58,12 @@ def output_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+force_option = click.option(
+    "--force", is_flag=True, help="Replace an existing output (never the model or the data)."
+)  # fmt: skip
+"""For the commands that write a file."""
 
 
 def load_options(values: dict[str, Any]) -> Any:
@@ -89,7 +95,8 @@ def main(command: click.Command) -> Callable[[], None]:
 
 def status_of(command: click.Command, arguments: list[str]) -> int:
     """Run `command` and return its exit status; errors are one line on stderr."""
-    verbose = any(argument in ("-vv", "-vvv") for argument in arguments) or arguments.count("-v") > 1
+    flags = [argument for argument in arguments if argument == "--verbose" or re.fullmatch("-v+", argument)]
+    verbose = sum(1 if flag == "--verbose" else len(flag) - 1 for flag in flags) > 1
     name = command.name
     try:
         result = command.main(arguments, prog_name=name, standalone_mode=False)

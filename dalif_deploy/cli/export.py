@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import Talk, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import Talk, force_option, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -61,6 +61,7 @@ Examples:
     help="Inputs to verify on, .npz or .npy; default: the samples stored with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Verify on at most N samples.")
+@force_option
 @loading_options
 @output_options
 def command(

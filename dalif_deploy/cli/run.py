@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import Talk, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import Talk, force_option, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -35,6 +35,7 @@ Examples:
     metavar="OUT.npz",
     help="Write logits [N, K], predictions [N], rates.<layer>, and with --spikes spikes.<layer> [N, T, ...].",
 )
+@force_option
 @loading_options
 @output_options
 def command(
@@ -55,14 +56,15 @@ def command(
     if spikes and output is None:
         raise click.UsageError("--spikes needs -o OUT.npz, where the spikes go")
     if output is not None:
-        check_output(output, model=model, force=force)
+        check_output(output, model=model, force=force, data=data)
     inputs = read_data(data)
     opened = open_for_run(model, runtime=runtime, options=options)
-    for note in (*opened.notes, f"runtime: {opened.runtime.description}"):
-        talk.note(note)
     result = summarised(opened, inputs, keep_spikes=spikes, progress=talk.progress)
     if output is not None:
         write_results(result, output)
+    # After the work, so that a refusal is the only line.
+    for note in (*opened.notes, f"runtime: {opened.runtime.description}"):
+        talk.note(note)
     if as_json:
         click.echo(json.dumps(result.as_json(output)))
     else:

@@ -40,7 +40,7 @@ Examples:
 @output_options
 def command(
     model: Path, exported: tuple[Path, ...], data: Path | None, samples: int | None, runtimes: tuple[str, ...],
-    strict: bool, as_json: bool, force: bool, quiet: bool, verbose: int, **rest: Any,
+    strict: bool, as_json: bool, quiet: bool, verbose: int, **rest: Any,
 ) -> int:  # fmt: skip
     """Compare EXPORTED files, and the runtimes, with the trained MODEL, spike by spike.
 

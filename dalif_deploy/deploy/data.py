@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +14,27 @@ from dalif_deploy.errors import Code, DalifError
 
 SEED = 20_24
 BATCH = 32
+NPY = b"\x93NUMPY"
 Progress = Callable[[int, int], None]
 """Called after every batch with the number of samples done, and of all."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Inputs, [N, ...] or [N, T, ...], labels [N] where there are any, and one phrase on where they come from."""
+    """Inputs, [N, ...] or [N, T, ...], labels [N] where there are any, one phrase on where they come from, and
+    the file that they come from."""
 
     inputs: NDArray[np.generic]
     labels: NDArray[np.integer] | None
     origin: str
+    path: Path | None = None
 
     def first(self, samples: int | None) -> Data:
         """At most the first `samples`."""
         if samples is None or samples >= len(self.inputs):
             return self
         labels = None if self.labels is None else self.labels[:samples]
-        return Data(self.inputs[:samples], labels, f"the first {samples} of {self.origin}")
+        return Data(self.inputs[:samples], labels, f"the first {samples} of {self.origin}", self.path)
 
     def batches(self, size: int = BATCH) -> Iterator[NDArray[np.generic]]:
         """The inputs, `size` samples at a time."""
@@ -46,36 +48,55 @@ def read_data(path: Path) -> Data:
     Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE, BAD_DATA.
     """
     try:
+        with path.open("rb") as file:
+            head = file.read(6)
+    except OSError as error:
+        raise DalifError(Code.FILE_MISSING, f"{path}: {error.strerror or error}; check the path") from error
+    if head and not head.startswith((NPY, b"PK")):
+        raise DalifError(
+            Code.FOREIGN_FILE,
+            f"{path}: not a NumPy file; give an .npz with `inputs` and perhaps `labels`, or an .npy",
+        )
+    try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return _checked(path, loaded, None)
         with loaded:
             if "inputs" not in loaded:
-                names = ", ".join(loaded.files) or "nothing"
-                raise DalifError(Code.BAD_DATA, f"{path}: has no array `inputs` (it has {names})")
+                names = ", ".join(loaded.files[:8]) or "nothing"
+                more = ", ..." if len(loaded.files) > 8 else ""
+                raise DalifError(
+                    Code.BAD_DATA, f"{path}: has no array `inputs`, but {names}{more}; save the data under that name"
+                )
             return _checked(path, loaded["inputs"], loaded.get("labels"))
-    except OSError as error:
-        raise DalifError(Code.FILE_MISSING, f"{path}: {error.strerror or error}; check the path") from error
-    except (EOFError, zipfile.BadZipFile) as error:
-        raise DalifError(Code.FILE_DAMAGED, f"{path}: the file is empty, truncated or damaged") from error
-    except ValueError as error:
+    except DalifError:
+        raise
+    except Exception as error:  # damaged bytes make zipfile, zlib and NumPy raise nearly anything
+        if "Object arrays" in str(error):
+            raise DalifError(
+                Code.BAD_DATA, f"{path}: holds Python objects, numbers are needed; save arrays of one shape and type"
+            ) from error
         raise DalifError(
-            Code.FOREIGN_FILE,
-            f"{path}: not a NumPy file of numbers; give an .npz with `inputs` and perhaps `labels`, or an .npy",
+            Code.FILE_DAMAGED, f"{path}: the file is empty, truncated or damaged; save or copy it again"
         ) from error
 
 
 def _checked(path: Path, inputs: NDArray[np.generic], labels: NDArray[np.generic] | None) -> Data:
+    for name, array in (("inputs", inputs), ("labels", labels)):
+        if array is not None and not isinstance(array, np.ndarray):  # an .npz may hold other files than arrays
+            raise DalifError(Code.BAD_DATA, f"{path}: `{name}` is no NumPy array; save it with numpy.savez")
     if inputs.ndim < 2 or not len(inputs):
-        raise DalifError(Code.BAD_DATA, f"{path}: `inputs` of shape {list(inputs.shape)}; [N, ...] is needed")
+        raise DalifError(
+            Code.BAD_DATA, f"{path}: `inputs` of shape {list(inputs.shape)}; [N, ...] with N >= 1 is needed"
+        )
     if labels is None:
-        return Data(inputs, None, path.name)
+        return Data(inputs, None, path.name, path)
     if labels.shape != (len(inputs),) or not np.issubdtype(labels.dtype, np.integer):
         raise DalifError(
             Code.BAD_DATA,
             f"{path}: `labels` are {labels.dtype} {list(labels.shape)}; whole numbers [{len(inputs)}] are needed",
         )
-    return Data(inputs, labels, path.name)  # type: ignore[arg-type]  # issubdtype above
+    return Data(inputs, labels, path.name, path)  # type: ignore[arg-type]  # issubdtype above
 
 
 def seeded_data(spec: InputSpec, samples: int) -> Data:

@@ -20,6 +20,11 @@ FORMAT_OF = {"onnx": "onnx", "hdf5": "nir"}
 READ_BACK: Mapping[str, Callable[[Path], SpikingGraph]] = {"nir": read_nir}
 """Formats that can be read back into a folded graph, which the `events` runtime then runs."""
 
+RUNS = {
+    "training": "models", "folded": "models and .nir files", "onnx": ".onnx files", "nir": ".nir files",
+}  # fmt: skip
+"""What a runtime runs, by what it takes, in words."""
+
 
 @dataclass(frozen=True, eq=False)
 class ExportedFile:
@@ -38,7 +43,7 @@ class ExportedFile:
         if kind.takes == "folded" and (graph := self.read_back()) is not None:
             return open_runtime(kind, graph)
         raise DalifError(
-            Code.BAD_OPTION, f"--runtime {kind.name}: runs {kind.takes} graphs or files, not {self.format.name} files"
+            Code.BAD_OPTION, f"--runtime {kind.name}: runs {RUNS[kind.takes]}, not .{self.format.name} files"
         )
 
     def read_back(self) -> SpikingGraph | None:

@@ -72,17 +72,17 @@ def export(
     `verified`: compare the written file with the model; a divergent file is not kept. `force`: replace an
     existing file (never the model). `format_options`: "opset" and "outputs" for onnx, "dialect" for nir.
     Raises `DalifError`: what opening the model raises; UNSUPPORTED_LAYER, TARGET_CANNOT_HOLD, FOLD_MISMATCH,
-    OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
+    EXPORT_DIVERGES (as `DivergentError`), OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
     """
     opened = open_model(model, options or LoadOptions())
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
-    check_output(target, model=opened.path, force=force)
+    check_output(target, model=opened.path, force=force, data=data.path if isinstance(data, Data) else None)
     if to == "pt":
         return _to_pt(opened, target, format_options)
     format_ = file_format(to)
     for option in format_options.keys() - format_.options:
-        raise DalifError(Code.BAD_OPTION, f"--to {to} takes no option {option!r}")
+        raise _no_such_option(to, option)
     chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
     chosen = chosen.first(samples)
     folded, _ = prove_folding(opened.graph, chosen.batches())
@@ -110,7 +110,7 @@ class DivergentError(DalifError):
     def __init__(self, path: Path, verdict: Verdict) -> None:
         self.verdict = verdict
         super().__init__(
-            Code.FOLD_MISMATCH, f"{path}: not written, since it is {verdict.outcome}: {first_difference(verdict)}"
+            Code.EXPORT_DIVERGES, f"{path}: not written, since it is {verdict.outcome}: {first_difference(verdict)}"
         )
 
 
@@ -140,9 +140,15 @@ def _target(model: Model, path: str | Path | None, suffix: str) -> Path:
 
 def _to_pt(model: Model, target: Path, format_options: dict[str, Any]) -> ExportResult:
     for option in format_options:
-        raise DalifError(Code.BAD_OPTION, f"--to pt takes no option {option!r}")
+        raise _no_such_option("pt", option)
     write_model(model, target)
     return ExportResult(target, "pt", model.graph.timesteps, sha256(target), None, model.notes)
+
+
+def _no_such_option(to: str, option: str) -> DalifError:
+    # The commands call the dialect --nir-dialect; all other options are called the same.
+    shown = {"dialect": "--nir-dialect"}.get(option, f"--{option}")
+    return DalifError(Code.BAD_OPTION, f"{shown} is not for --to {to}; leave it out")
 
 
 def _check_read_back(path: Path, written: Any, back: Any) -> None:

@@ -41,16 +41,21 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_output(path: Path, *, model: Path | None, force: bool) -> None:
-    """Whether `path` may be written. Raises `DalifError`: NO_FOLDER, OUTPUT_IS_INPUT (even with `force`),
-    OUTPUT_EXISTS."""
+def check_output(path: Path, *, model: Path | None, force: bool, data: Path | None = None) -> None:
+    """Whether `path` may be written. Raises `DalifError`: NO_FOLDER, OUTPUT_IS_INPUT where it is the model or the
+    data (even with `force`), OUTPUT_EXISTS."""
     folder = path.parent
     if not folder.is_dir():
         raise DalifError(Code.NO_FOLDER, f"{path}: the folder {folder} does not exist; create it first")
     if path.is_dir():
         raise DalifError(Code.NO_FOLDER, f"{path}: is a folder; name a file in it")
-    if model is not None and path.exists() and model.exists() and path.samefile(model):
-        raise DalifError(Code.OUTPUT_IS_INPUT, f"{path}: the output is the model itself; give another name with -o")
+    if path.exists() and not path.is_file():  # replacing /dev/null would be a lasting surprise
+        raise DalifError(Code.NO_FOLDER, f"{path}: is a device or pipe; a file is written beside it, so name a file")
+    for name, source in (("model", model), ("data", data)):
+        if source is not None and path.exists() and source.exists() and path.samefile(source):
+            raise DalifError(
+                Code.OUTPUT_IS_INPUT, f"{path}: the output is the {name} itself; give another name with -o"
+            )
     if path.exists() and not force:
         raise DalifError(Code.OUTPUT_EXISTS, f"{path}: exists; give --force to replace it, or another name with -o")
     if not os.access(folder, os.W_OK):

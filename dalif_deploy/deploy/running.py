@@ -51,7 +51,7 @@ def open_for_run(
     model = open_model(source, options or LoadOptions())
     kind = runtime_kind(runtime or "events")
     if kind.takes not in ("training", "folded"):
-        raise DalifError(Code.BAD_OPTION, f"--runtime {kind.name}: runs {kind.takes} files; export the model first")
+        raise DalifError(Code.BAD_OPTION, f"--runtime {kind.name}: runs .{kind.takes} files; export the model first")
     graph = fold(model.graph) if kind.takes == "folded" else model.graph
     return Opened(open_runtime(kind, graph), model.graph.class_names, model.notes)
 

@@ -29,6 +29,7 @@ from dalif_deploy.equivalence import (
 )
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.passes import fold
 from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.protocol import Runtime
@@ -82,7 +83,7 @@ def verify(
     `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...], or
     `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at most so many.
     `runtimes`: names; None takes torch and events on the model, and every installed runtime that reads a file.
-    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE.
+    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, OTHER_MODEL.
     A divergence is no error: it is in the verdict.
     """
     opened = open_model(model, options or LoadOptions())
@@ -106,6 +107,7 @@ def verify(
         labels = None if chosen.labels is None else chosen.labels[done : done + len(batch)]
         for candidate in candidates.found:
             recording = candidate.runtime.run(batch)
+            _check_logits(candidate, recording, reference)
             candidate.comparer.add(batch, reference, recording, known)
             candidate.correct += _correct(recording, labels)
             if recording.operations is not None:
@@ -172,7 +174,9 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
         used = {candidate.runtime.name for candidate in candidates.found}
         for kind in wanted:
             if kind.name not in used:
-                raise DalifError(Code.BAD_OPTION, f"--runtime {kind.name}: runs {kind.takes} files, and none was given")
+                raise DalifError(
+                    Code.BAD_OPTION, f"--runtime {kind.name}: needs an exported .{kind.takes} file, and none was given"
+                )
     return candidates
 
 
@@ -192,7 +196,7 @@ def _add_file(
 ) -> None:  # fmt: skip
     file = open_exported(path)
     format_ = file.format
-    _check_fits(path, file.metadata.input, folded.input_spec)
+    _check_fits(path, file.metadata, folded)
     options = {key: file.metadata.extra[key] for key in format_.options if key in file.metadata.extra}
     expected = format_.parameters(format_.export(folded, **options))
     tensors = compare_parameters(expected, format_.parameters(file.content))
@@ -217,10 +221,34 @@ def _unable(file: ExportedFile, kind: RuntimeKind) -> str | None:
     return file.format.unfit(file.content, kind.name)
 
 
-def _check_fits(path: Path, found: InputSpec, expected: InputSpec) -> None:
+def _check_fits(path: Path, metadata: FileMetadata, folded: SpikingGraph) -> None:
+    """Raises `DalifError` (OTHER_MODEL) where the file cannot be compared with the model at all."""
+    found, expected = metadata.input, folded.input_spec
     if (found.shape, found.temporal, found.timesteps) != (expected.shape, expected.temporal, expected.timesteps):
         raise DalifError(
-            Code.WRONG_SHAPE,
-            f"{path}: takes {list(found.shape)} over {found.timesteps} timesteps, the model "
-            f"{list(expected.shape)} over {expected.timesteps}; it was exported from another model, or with another -T",
+            Code.OTHER_MODEL,
+            f"{path}: takes {_taken(found)}, the model {_taken(expected)}; it was exported from another model, or with "
+            "another -T",
         )
+    layers = {layer.name: layer.shape for layer in metadata.layers}
+    wanted = {neuron.name: folded.types[neuron.name].shape for neuron in folded.neurons}
+    if layers.keys() != wanted.keys():
+        raise _other_model(path, f"has the neuron layers {', '.join(layers)}, the model {', '.join(wanted)}")
+    for name, shape in wanted.items():
+        if layers[name] != shape:
+            raise _other_model(path, f"layer '{name}' has shape {list(layers[name])}, the model's {list(shape)}")
+
+
+def _check_logits(candidate: _Candidate, found: Recording, expected: Recording) -> None:
+    if candidate.file is not None and found.logits.shape != expected.logits.shape:
+        have, want = list(found.logits.shape[1:]), list(expected.logits.shape[1:])
+        raise _other_model(candidate.file, f"gives logits of shape {have}, the model {want}")
+
+
+def _other_model(path: Path, how: str) -> DalifError:
+    return DalifError(Code.OTHER_MODEL, f"{path}: {how}; it was exported from another model")
+
+
+def _taken(spec: InputSpec) -> str:
+    shape = f"{list(spec.shape)}{' at every step' if spec.temporal else ''}"
+    return f"{shape} over {spec.timesteps} timestep{'s' if spec.timesteps > 1 else ''}"

@@ -61,7 +61,7 @@ class Comparer:
             self._compared += expected.neuron_steps
         # The whole batch is replayed, in the shape in which the reference was computed: a matrix product of
         # another shape may sum in another order, and a tie would then be no tie.
-        judgement = self._judge(batch, candidate, None if per_sample.any() else known)
+        judgement = self._judge(batch, candidate, known, differs=bool(per_sample.any()))
         self._origins.extend(judgement.contradictions)
         self._uncertain.extend(judgement.uncertain)
         if judgement.closest is not None and (
@@ -74,18 +74,24 @@ class Comparer:
         self._samples += len(batch)
         self._compare_logits(reference.logits, candidate.logits)
 
-    def _judge(self, batch: NDArray[np.generic], candidate: Recording, known: Known | None) -> Judgement:
-        key = (id(self.graph), self.arithmetic, self._samples)
-        if known is not None and key in known:
+    def _judge(
+        self, batch: NDArray[np.generic], candidate: Recording, known: Known | None, *, differs: bool
+    ) -> Judgement:
+        def judged(graph: SpikingGraph) -> Judgement:
+            return judge(graph, batch, candidate.spikes, self.arithmetic, first_sample=self._samples)
+
+        if not differs:
+            key = (id(self.graph), self.arithmetic, self._samples)
+            known = {} if known is None else known
+            if key not in known:
+                known[key] = judged(self.graph)
             return known[key]
-        found = judge(self.graph, batch, candidate.spikes, self.arithmetic, first_sample=self._samples)
-        if known is not None:
-            known[key] = found
-        elif not found.contradictions:
+        found = judged(self.graph)
+        if not found.contradictions:
             # It fires as its own graph does, and yet not as the reference: then the two graphs differ.
-            found = judge(self.reference, batch, candidate.spikes, self.arithmetic, first_sample=self._samples)
-            if not found.contradictions:
-                raise DalifError(Code.FAULT, f"runtime {self.name}: spikes differ, but no neuron contradicts the model")
+            found = judged(self.reference)
+        if not found.contradictions:
+            raise DalifError(Code.FAULT, f"runtime {self.name}: spikes differ, but no neuron contradicts the model")
         return found
 
     def _decide_samples(self, differing: NDArray[np.int64], judgement: Judgement) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from torch import nn
 
-from dalif_deploy import DALIF, capture, fold, to_onnx
+from dalif_deploy import DALIF, Encoding, capture, fold, load, to_onnx
 from dalif_deploy.equivalence import Comparer, Outcome, simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
@@ -404,3 +406,111 @@ def test_onnx_runtime_fires_the_same_spikes(name: str, tmp_path: Path) -> None:
     result = comparer.result()
     assert result.outcome <= Outcome.ROUNDING, result.origins[:3]
     assert sum(train.neuron_steps for train in recording.spikes.values()) == result.spikes_compared
+
+
+# The shipped ResNet-20 and the script that trained it
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHIPPED = EXAMPLES / "models" / "resnet20_digits.pt"
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    """examples/train_resnet_digits.py, imported as it imports its neighbours when it is run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        import train_resnet_digits
+
+        yield train_resnet_digits
+
+
+def test_enlarged_digits_are_interpolated_codes(script: ModuleType) -> None:
+    codes = np.zeros((1, 1, 8, 8), dtype=np.uint8)
+    codes[0, 0, 2, 3] = 16
+    larger = script.enlarged(codes)
+    assert larger.dtype == np.uint8
+    assert larger.shape == (1, 1, 32, 32)
+    # A tent four pixels wide on each side, sampled at eighths: 16 * w(y) * w(x), rounded half to even.
+    tent = np.array([1, 3, 5, 7, 7, 5, 3, 1]) / 8
+    expected = np.zeros((32, 32))
+    expected[6:14, 10:18] = np.round(16 * np.outer(tent, tent))
+    np.testing.assert_array_equal(larger[0, 0], expected)
+
+
+def test_the_shipped_resnet20_knows_the_held_out_digits(script: ModuleType, tmp_path: Path) -> None:
+    graph = load(SHIPPED)
+    assert graph.input_spec.encoding == Encoding(kind="uint8", scale=1 / 16)
+    assert (graph.input_spec.shape, graph.input_spec.temporal, graph.timesteps) == ((1, 32, 32), False, 4)
+    assert graph.class_names == tuple("0123456789")
+    _, _, images, labels = script.load_split()
+    path = tmp_path / "net.onnx"
+    path.write_bytes(to_onnx(fold(graph)).SerializeToString())
+    runtime = OnnxRuntime(path, threads=1)
+    batches = [runtime.run(batch) for batch in np.array_split(script.enlarged(images), 12)]
+    recording = Recording.joined(batches)
+    assert (recording.logits.argmax(axis=1) == labels).mean() >= 0.9
+    rates = {name: train.count() / train.neuron_steps for name, train in recording.spikes.items()}
+    assert len(rates) == 19
+    assert all(LAYERS_FIRE[0] <= rate <= LAYERS_FIRE[1] for rate in rates.values()), rates
+
+
+def test_the_shipped_resnet20_has_leaks_that_simulators_hold_and_a_small_file() -> None:
+    graph = load(SHIPPED)
+    assert all(0.0 < float(neuron.beta) < 1.0 for neuron in graph.neurons)
+    assert len({float(neuron.beta) for neuron in graph.neurons}) == 19  # trained, each its own
+    assert {node.weight.shape[0] for node in graph.nodes if isinstance(node, Conv2d)} == {16, 32, 64}
+    assert SHIPPED.stat().st_size < 3_000_000
+
+
+def test_an_epoch_of_each_phase_moves_the_network(script: ModuleType) -> None:
+    images, labels, _, _ = script.load_split()
+    images, labels = script.enlarged(images[:32]), labels[:32]
+    torch.manual_seed(0)
+    network = script.build(images)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    statistics = []
+    for loss in script.train(network, images, labels, epochs=1, settling=2):
+        assert np.isfinite(loss)
+        statistics.append(network.stem[1].bn.running_mean.clone())
+    moved = network.state_dict()
+    assert not torch.equal(moved["layer1.0.sn1.a"], before["layer1.0.sn1.a"])
+    assert not torch.equal(moved["stem.0.conv.weight"], before["stem.0.conv.weight"])
+    # Measured once after the first phase, then left alone.
+    assert not torch.equal(statistics[0], statistics[1])
+    assert torch.equal(statistics[1], statistics[2])
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_only_layers_above_the_limit_are_held_back(script: ModuleType) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.often, self.seldom = DALIF(), DALIF()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.often(2 * x) + self.seldom(2 * x[:, :1] * 0)  # type: ignore[no-any-return]
+
+    _, excess = script._predict_and_watch(Net(), torch.tensor([[1.0, 0.0]]))
+    assert excess.item() == pytest.approx(10 * (0.5 - script.BUSY))
+    _, excess = script._predict_and_watch(Net(), torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    assert excess.item() == 0.0
+
+
+def test_the_script_refuses_no_epochs(script: ModuleType) -> None:
+    result = CliRunner().invoke(script.main, ["--epochs", "0"])
+    assert result.exit_code == 2
+    assert "--epochs" in result.output
+
+
+def test_the_script_writes_a_model_that_loads(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [array[:16] for array in script.load_split()]
+    monkeypatch.setattr(script, "load_split", lambda: few)
+    path = tmp_path / "new folder" / "net.pt"
+    result = CliRunner().invoke(script.main, ["--epochs", "1", "--settling", "0", "--output", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "accuracy on the 360 held-out digits" in result.stdout
+    assert result.stdout.count("of neuron-steps") == 19
+    assert "readout='mean'" in result.stderr
+    assert [neuron.name for neuron in load(path).neurons] == [neuron.name for neuron in load(SHIPPED).neurons]

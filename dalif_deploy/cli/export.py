@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import Talk, force_option, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -22,9 +22,9 @@ Examples:
 
 
 @click.command("dalif-export", epilog=EXAMPLES)
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
 @click.option("--to", "target", required=True, help="What to write: onnx, nir, or pt (a model.pt of ours).")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to; default: MODEL's stem, beside it.")
+@click.option("-o", "--output", type=PATH, help="Where to; default: MODEL's stem, beside it.")
 @click.option(
     "--graph",
     type=click.Choice(["unrolled"]),
@@ -57,7 +57,7 @@ Examples:
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Inputs to verify on, .npz or .npy; default: the samples stored with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Verify on at most N samples.")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
 from dalif_deploy.operators import Values, evaluate, reduce_time
@@ -76,6 +77,14 @@ class _Replay:
         history: Mapping[str, SpikeTrain] | None,
         magnitudes: bool,
     ) -> None:
+        for neuron in graph.neurons:
+            names = [variable.name for variable in neuron.state]
+            if names != ["membrane"]:
+                raise DalifError(
+                    Code.RUNTIME_CANNOT_RUN,
+                    f"node '{neuron.name}' (Neuron): has the state variables {', '.join(names)}; "
+                    "only neurons whose only state is 'membrane' can be replayed",
+                )
         self.graph = graph
         self.inputs = graph.input_spec.module_input(batch).astype(np.float64)
         self.visit = visit

@@ -20,9 +20,10 @@ class RuntimeKind:
     """How to open one runtime.
 
     `takes`: what `open` is given: the "training" or "folded" SpikingGraph, or the path of an "onnx" or
-    "nir" file. `precision`: what it computes in. `available`: None where it can be opened here, else the
-    command that installs what is missing. Other packages register one under the entry-point group
-    `dalif_deploy.runtimes`.
+    "nir" file. `precision`: what it computes in. `update`: its membrane formula, "sum" for beta H + X or
+    "decay" for v + k (x - v), on which the bound of its rounding depends. `available`: None where it can be
+    opened here, else the command that installs what is missing. Other packages register one under the
+    entry-point group `dalif_deploy.runtimes`.
     """
 
     name: str
@@ -30,9 +31,12 @@ class RuntimeKind:
     precision: Literal["float32", "float64"]
     open: Callable[[Any], Runtime]
     available: Callable[[], str | None]
+    update: Literal["sum", "decay"] = "sum"
 
 
-def _built_in(name: str, takes: Takes, module: str, cls: str, **options: Any) -> RuntimeKind:
+def _built_in(
+    name: str, takes: Takes, module: str, cls: str, update: Literal["sum", "decay"] = "sum", **options: Any
+) -> RuntimeKind:
     # Imported when it is opened: torch and the simulators take seconds, and may not be installed.
     path = f"dalif_deploy.runtimes.{module}"
 
@@ -44,7 +48,7 @@ def _built_in(name: str, takes: Takes, module: str, cls: str, **options: Any) ->
         command: str | None = import_module(path).available()
         return command
 
-    return RuntimeKind(name, takes, "float32", open_, available)
+    return RuntimeKind(name, takes, "float32", open_, available, update)
 
 
 BUILT_IN: dict[str, RuntimeKind] = {
@@ -53,8 +57,8 @@ BUILT_IN: dict[str, RuntimeKind] = {
         _built_in("torch", "training", "torch", "TorchRuntime", dtype="float32"),
         _built_in("events", "folded", "events", "EventsRuntime", dtype="float32"),
         _built_in("onnxruntime", "onnx", "onnxruntime", "OnnxRuntime"),
-        _built_in("norse", "nir", "norse", "NorseRuntime"),
-        _built_in("spikingjelly", "nir", "spikingjelly", "SpikingJellyRuntime"),
+        _built_in("norse", "nir", "norse", "NorseRuntime", "decay"),
+        _built_in("spikingjelly", "nir", "spikingjelly", "SpikingJellyRuntime", "decay"),
     )
 }
 """The runtimes of this package, all computing in float32."""

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.capturing import CapturedModule
-from dalif_deploy.equivalence import Comparer, Comparison, NeuronStep, Outcome, Precision, replay, simulate
+from dalif_deploy.equivalence import Arithmetic, Comparer, Comparison, NeuronStep, Outcome, Precision, replay, simulate
+from dalif_deploy.equivalence.judge import SHARE
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array
@@ -16,23 +17,20 @@ from dalif_deploy.operators import Values
 from dalif_deploy.passes import FOLDING
 from dalif_deploy.recording import Recording
 
-TOLERANCE = 1e-12
-"""How far a current or potential of the module, in float64, may lie from the graph's: this share of the sum of
-the absolute values of its terms. Rounding in another order stays below it; a BatchNorm epsilon of 1.01e-5 or
-a leak of 0.2500001 does not, though either may leave every spike as it is."""
-
 PROVED_SAMPLES = 4
 
 
 def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic]], precision: Precision) -> Recording:
     """The user's own module against the captured graph: spikes on all batches in the module's own dtype, and in
-    float64, on a few samples of the first, every neuron's input current and potential after the reset.
+    float64, on a few samples of the first, every neuron's input current and potential after the reset. Those
+    may differ by float64 rounding only: a BatchNorm epsilon of 1.01e-5 or a leak of 0.2500001 shows, though
+    either may leave every spike as it is.
 
     A spike may differ only where rounding explains it. Returns what the module fired.
     Raises `DalifError` (CAPTURE_MISMATCH), naming layer, step and index.
     """
     graph = captured.graph
-    comparer = Comparer("module", graph, precision=precision)
+    comparer = Comparer("module", graph, arithmetic=Arithmetic(precision))
     fired = []
     for number, batch in enumerate(batches):
         if number == 0:
@@ -60,18 +58,18 @@ def _prove_potentials(captured: CapturedModule, batch: NDArray[np.generic]) -> N
 
     def visit(step: NeuronStep) -> None:
         name, t = step.neuron.name, step.t
-        assert step.magnitude is not None
-        assert step.current_magnitude is not None
-        _same(name, t, "feeds it", currents[name][:, t], step.current, step.current_magnitude)
+        assert step.current_error is not None
+        assert step.bound is not None
+        _same(name, t, "feeds it", currents[name][:, t], step.current, step.current_error)
         if name in held:
-            _same(name, t, "holds a potential of", held[name][:, t], step.held, step.magnitude)
+            _same(name, t, "holds a potential of", held[name][:, t], step.held, step.bound)
 
-    replay(graph, batch, visit, magnitudes=True)
+    replay(graph, batch, visit, update="sum")
 
 
-def _same(name: str, t: int, what: str, module: Array, graph: Values, magnitude: Values) -> None:
+def _same(name: str, t: int, what: str, module: Array, graph: Values, bound: Values) -> None:
     gap = np.abs(module - graph)
-    wrong = gap > TOLERANCE * magnitude
+    wrong = gap > SHARE["float64"] * bound
     if not wrong.any():
         return
     place = tuple(int(i) for i in np.unravel_index(int(np.argmax(np.where(wrong, gap, 0.0))), gap.shape))
@@ -92,7 +90,7 @@ def prove_folding(graph: SpikingGraph, batches: Iterable[NDArray[np.generic]]) -
     folded = graph
     for step in FOLDING:
         folded = step(folded)
-        stages.append((step.name, folded, Comparer(step.name, graph, precision="float64")))
+        stages.append((step.name, folded, Comparer(step.name, graph, arithmetic=Arithmetic("float64"))))
     for batch in batches:
         reference = simulate(graph, batch)
         for _, stage, comparer in stages:

@@ -16,9 +16,11 @@ from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model, precision_of
 from dalif_deploy.encoding import InputSpec
 from dalif_deploy.equivalence import (
+    Arithmetic,
     Comparer,
     Comparison,
     Gains,
+    Known,
     ParameterDifference,
     RuntimeComparison,
     Verdict,
@@ -91,21 +93,22 @@ def verify(
     chosen = chosen.first(samples)
     graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is opened
     candidates = _candidates(opened, folded, [Path(file) for file in files], runtimes)
-    folding = Comparer("folding", graph, precision="float64")
-    module = Comparer("module", graph, precision=_module_precision(opened)) if opened.captured else None
+    folding = Comparer("folding", graph, arithmetic=Arithmetic("float64"))
+    module = Comparer("module", graph, arithmetic=Arithmetic(_module_precision(opened))) if opened.captured else None
     fired = {neuron.name: 0 for neuron in graph.neurons}
     steps = dict(fired)
     correct = done = 0
     for batch in chosen.batches():
         reference = simulate(graph, batch)
-        folding.add(batch, reference, simulate(folded, batch))
+        known: Known = {}
+        folding.add(batch, reference, simulate(folded, batch), known)
         if module is not None and opened.captured is not None:
-            module.add(batch, reference, opened.captured.run(graph.input_spec.module_input(batch)))
+            module.add(batch, reference, opened.captured.run(graph.input_spec.module_input(batch)), known)
         labels = None if chosen.labels is None else chosen.labels[done : done + len(batch)]
         for candidate in candidates.found:
             recording = candidate.runtime.run(batch)
             _check_logits(candidate, recording, reference)
-            candidate.comparer.add(batch, reference, recording)
+            candidate.comparer.add(batch, reference, recording, known)
             candidate.correct += _correct(recording, labels)
             if recording.operations is not None:
                 candidate.synaptic = (candidate.synaptic or 0) + sum(recording.operations.synaptic.values())
@@ -148,7 +151,7 @@ def _stored_module(model: Model) -> Comparison | None:
     """The spikes that the user's module fired when it was saved, against the training graph."""
     if model.samples is None:
         return None
-    comparer = Comparer("module", model.graph, precision=_module_precision(model))
+    comparer = Comparer("module", model.graph, arithmetic=Arithmetic(_module_precision(model)))
     recorded = model.samples.recording
     start = 0
     for batch in Data(model.samples.inputs, None, "").batches():
@@ -164,7 +167,7 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
     graphs: dict[Takes, SpikingGraph] = {"training": model.graph, "folded": folded}
     for kind in kinds:
         if kind.takes in graphs:
-            candidates.found.append(_candidate(model, kind, open_runtime(kind, graphs[kind.takes])))
+            candidates.found.append(_candidate(model, folded, kind, open_runtime(kind, graphs[kind.takes])))
     for file in files:
         _add_file(candidates, model, folded, file, kinds, demanded=wanted is not None)
     if wanted is not None:
@@ -178,10 +181,13 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
 
 
 def _candidate(
-    model: Model, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
+    model: Model, folded: SpikingGraph, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
     tensors: tuple[ParameterDifference, ...] = (),
 ) -> _Candidate:  # fmt: skip
-    return _Candidate(runtime, Comparer(runtime.name, model.graph, precision=kind.precision), file, tensors)
+    graph = model.graph if kind.takes == "training" else folded
+    arithmetic = Arithmetic(kind.precision, kind.update)
+    comparer = Comparer(runtime.name, graph, arithmetic=arithmetic, reference=model.graph)
+    return _Candidate(runtime, comparer, file, tensors)
 
 
 def _add_file(
@@ -202,7 +208,7 @@ def _add_file(
         if not demanded and (why := _unable(file, kind)) is not None:
             candidates.notes.append(f"{path}: not run in {kind.name}: {why}")
             continue
-        candidates.found.append(_candidate(model, kind, file.open(kind), path, tensors))
+        candidates.found.append(_candidate(model, folded, kind, file.open(kind), path, tensors))
         simulated = simulated or not reads_back
     if not simulated and format_.name in READ_BACK:
         candidates.notes.append(f"{path}: read back by dalif_deploy only")

@@ -1,24 +1,29 @@
 """Whether two runs fired alike, and if not, where and why. Knows graphs and recordings, never a runtime."""
 
-from dalif_deploy.equivalence.compare import Comparer
-from dalif_deploy.equivalence.judge import Contradiction, Precision, contradictions
+from dalif_deploy.equivalence.compare import Comparer, Known
+from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, Precision, judge
+from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference, compare_parameters
 from dalif_deploy.equivalence.replay import NeuronStep, replay, simulate
 from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict
 
 __all__ = [
+    "Arithmetic",
     "Comparer",
     "Comparison",
-    "Contradiction",
     "Gains",
+    "Judgement",
+    "Known",
     "NeuronStep",
+    "NeuronStepFinding",
     "Outcome",
     "ParameterDifference",
     "Precision",
     "RuntimeComparison",
+    "Update",
     "Verdict",
     "compare_parameters",
-    "contradictions",
+    "judge",
     "replay",
     "simulate",
 ]

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, MutableMapping
+
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.equivalence.judge import Contradiction, Precision, contradictions
+from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, judge
 from dalif_deploy.equivalence.verdict import Comparison, Outcome
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.recording import Recording
 
+Known = MutableMapping[Hashable, Judgement]
+"""Judgements of one batch's reference spikes that several comparers share; a new one for every batch."""
+
 
 class Comparer:
-    """Accumulates the comparison of one candidate; memory grows with what differs, not with the samples.
+    """Accumulates the comparison of one candidate; memory grows with what differs or is uncertain, not with the
+    samples.
 
-    `graph` is the training graph that judges; `precision` is what the candidate computes in.
+    `graph`: what the candidate computes, training or folded, whose float64 replay judges it. `reference`: the
+    training graph, where that is another. `arithmetic`: how the candidate computes.
     """
 
-    def __init__(self, name: str, graph: SpikingGraph, *, precision: Precision) -> None:
+    def __init__(
+        self, name: str, graph: SpikingGraph, *, arithmetic: Arithmetic | None = None,
+        reference: SpikingGraph | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
         self.graph = graph
-        self.precision: Precision = precision
+        self.reference = graph if reference is None else reference
+        self.arithmetic = arithmetic or Arithmetic()
         self._samples = self._compared = self._differing = self._samples_differing = self._changes = 0
+        self._certified = 0
+        self._by_outcome = dict.fromkeys(Outcome, 0)
         self._logit_difference = 0.0
-        self._origins: list[Contradiction] = []
+        self._origins: list[NeuronStepFinding] = []
+        self._uncertain: list[NeuronStepFinding] = []
+        self._closest: NeuronStepFinding | None = None
 
-    def add(self, batch: NDArray[np.generic], reference: Recording, candidate: Recording) -> None:
-        """One batch: the data, the reference's recording and the candidate's.
+    def add(
+        self, batch: NDArray[np.generic], reference: Recording, candidate: Recording, known: Known | None = None
+    ) -> None:
+        """One batch: the data, the reference's recording and the candidate's. `known` saves judging the
+        reference's spikes again for a second candidate that fired them.
 
         Raises `DalifError` (FAULT) where the candidate lacks a layer or recorded another shape.
         """
@@ -41,17 +59,49 @@ class Comparer:
                 )
             per_sample += expected.differing(found)
             self._compared += expected.neuron_steps
-        if per_sample.any():
-            # The whole batch is replayed, in the shape in which the reference was computed: a matrix product
-            # of another shape may sum in another order, and a tie would then be no tie.
-            origins = contradictions(self.graph, batch, candidate, precision=self.precision, first_sample=self._samples)
-            if not origins:
-                raise DalifError(Code.FAULT, f"runtime {self.name}: spikes differ, but no neuron contradicts the model")
-            self._origins.extend(origins)
+        # The whole batch is replayed, in the shape in which the reference was computed: a matrix product of
+        # another shape may sum in another order, and a tie would then be no tie.
+        judgement = self._judge(batch, candidate, known, differs=bool(per_sample.any()))
+        self._origins.extend(judgement.contradictions)
+        self._uncertain.extend(judgement.uncertain)
+        if judgement.closest is not None and (
+            self._closest is None or abs(judgement.closest.margin) < abs(self._closest.margin)
+        ):
+            self._closest = judgement.closest
+        self._decide_samples(per_sample, judgement)
         self._differing += int(per_sample.sum())
         self._samples_differing += int(np.count_nonzero(per_sample))
         self._samples += len(batch)
         self._compare_logits(reference.logits, candidate.logits)
+
+    def _judge(
+        self, batch: NDArray[np.generic], candidate: Recording, known: Known | None, *, differs: bool
+    ) -> Judgement:
+        def judged(graph: SpikingGraph) -> Judgement:
+            return judge(graph, batch, candidate.spikes, self.arithmetic, first_sample=self._samples)
+
+        if not differs:
+            key = (id(self.graph), self.arithmetic, self._samples)
+            known = {} if known is None else known
+            if key not in known:
+                known[key] = judged(self.graph)
+            return known[key]
+        found = judged(self.graph)
+        if not found.contradictions:
+            # It fires as its own graph does, and yet not as the reference: then the two graphs differ.
+            found = judged(self.reference)
+        if not found.contradictions:
+            raise DalifError(Code.FAULT, f"runtime {self.name}: spikes differ, but no neuron contradicts the model")
+        return found
+
+    def _decide_samples(self, differing: NDArray[np.int64], judgement: Judgement) -> None:
+        outcomes = np.where(differing > 0, Outcome.ROUNDING, Outcome.EXACT)
+        for origin in judgement.contradictions:
+            place = origin.sample - self._samples
+            outcomes[place] = max(outcomes[place], _outcome(origin))
+        for outcome in Outcome:
+            self._by_outcome[outcome] += int(np.count_nonzero(outcomes == outcome))
+        self._certified += int(np.count_nonzero(judgement.certified & (outcomes == Outcome.EXACT)))
 
     def _compare_logits(self, reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> None:
         if reference.shape != candidate.shape:
@@ -66,20 +116,29 @@ class Comparer:
 
     def result(self) -> Comparison:
         """What all batches together amount to."""
-        order = {neuron.name: place for place, neuron in enumerate(self.graph.neurons)}
-        origins = sorted(self._origins, key=lambda o: (o.within_bound, o.t, order[o.layer], o.sample, o.index))
-        if not self._differing:
-            outcome = Outcome.EXACT
-        else:
-            outcome = Outcome.ROUNDING if all(o.within_bound for o in origins) else Outcome.DIVERGENT
+        place = {neuron.name: number for number, neuron in enumerate(self.reference.neurons)}
+
+        def order(found: NeuronStepFinding) -> tuple[object, ...]:
+            return (found.within_bound, found.t, place[found.layer], found.sample, found.index)
+
         return Comparison(
             name=self.name,
-            outcome=outcome,
+            outcome=max((outcome for outcome, count in self._by_outcome.items() if count), default=Outcome.EXACT),
             samples=self._samples,
             spikes_compared=self._compared,
             spikes_differing=self._differing,
             samples_differing=self._samples_differing,
-            origins=tuple(origins),
+            origins=tuple(sorted(self._origins, key=order)),
+            uncertain=tuple(sorted(self._uncertain, key=order)),
+            certified_samples=self._certified,
+            samples_by_outcome=dict(self._by_outcome),
+            closest=self._closest,
             max_logit_difference=self._logit_difference,
             prediction_changes=self._changes,
         )
+
+
+def _outcome(origin: NeuronStepFinding) -> Outcome:
+    if not origin.within_bound:
+        return Outcome.DIVERGENT
+    return Outcome.ROUNDING if origin.proved else Outcome.UNPROVED

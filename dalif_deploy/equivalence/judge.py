@@ -4,33 +4,48 @@ The reference potential V64 of a neuron at a timestep is recomputed from the spi
 recorded: those of the layers before it, and its own earlier ones through its resets. A spike (or silence)
 that disagrees with V64 is a contradiction. So an early difference does not excuse what follows from it: what
 follows from it is no contradiction, and what does not is one.
+
+With V64 comes a bound on what rounding can do to the candidate's margin V - v_th. A contradiction within the
+bound is rounding. A neuron-step whose margin is beyond the bound is certified: no evaluation in this
+precision and form can decide it otherwise, whatever the order of its sums.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.replay import NeuronStep, replay
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.recording import Recording
+from dalif_deploy.recording import SpikeTrain
 
 Precision = Literal["float32", "float64"]
 
-NEAR_TIE: dict[Precision, float] = {"float32": 1e-5, "float64": 1e-5 * 2.0**-29}
-"""The near-tie rule: a contradiction is within rounding where |V64 - v_th| is at most this share of
-sum |w s| + |b| + |beta H| + v_th. float64 has 29 bits more than float32, and the share is as much smaller."""
+SHARE: Mapping[Precision, float] = {"float32": 1.0 + 2.0**-20, "float64": 2.0**-25}
+"""What the float32 bound is multiplied by. float64 rounds 2^29 times finer; 2^-25 leaves room for the roundings
+of folding. The excess over 1 for float32 is the replay's own rounding."""
 
 
 @dataclass(frozen=True)
-class Contradiction:
-    """One neuron-step at which a candidate's spike disagrees with the potential it should have had.
+class Arithmetic:
+    """How a candidate computes: in which precision, and by which membrane formula (see `membrane`)."""
+
+    precision: Precision = "float32"
+    update: Update = "sum"
+
+
+@dataclass(frozen=True)
+class NeuronStepFinding:
+    """One neuron-step that rounding can decide either way, or that a candidate decided wrongly.
 
     `sample`: index in the data. `index`: the neuron's place in its layer. `fired`: what the candidate did.
     `potential`, `threshold`, `margin` (potential - threshold) and `bound` are in the trained model's units.
+    `proved`: False where no bound is derived for a node kind before this layer; the bound then is infinite.
     """
 
     sample: int
@@ -42,58 +57,93 @@ class Contradiction:
     threshold: float
     margin: float
     bound: float
+    proved: bool = True
 
     @property
     def within_bound(self) -> bool:
-        """Whether rounding explains it."""
+        """Whether rounding can explain it."""
         return abs(self.margin) <= self.bound
 
     def as_json(self) -> dict[str, Any]:
-        """With the keys of DESIGN's `origins`, plain types only."""
-        return {**vars(self), "index": list(self.index), "within_bound": self.within_bound}
+        """Plain types only; an infinite bound is null."""
+        bound = self.bound if np.isfinite(self.bound) else None
+        return {**vars(self), "index": list(self.index), "bound": bound, "within_bound": self.within_bound}
 
 
-def contradictions(
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What judging one batch found.
+
+    `contradictions`: spikes or silences that disagree with V64. `uncertain`: neuron-steps whose margin lies
+    within the bound, contradictions among them included. `certified`: bool [batch], samples without any.
+    `closest`: the neuron-step of the smallest |margin|. All in the order of replay: by timestep, then layer.
+    """
+
+    contradictions: tuple[NeuronStepFinding, ...]
+    uncertain: tuple[NeuronStepFinding, ...]
+    certified: NDArray[np.bool_]
+    closest: NeuronStepFinding | None
+
+
+def judge(
     graph: SpikingGraph,
     batch: NDArray[np.generic],
-    candidate: Recording,
+    spikes: Mapping[str, SpikeTrain],
+    arithmetic: Arithmetic,
     *,
-    precision: Precision,
     first_sample: int = 0,
-) -> list[Contradiction]:
-    """All contradictions of one batch, ordered by (t, layer in topological order, sample, index).
+) -> Judgement:
+    """Judge one batch of recorded `spikes`, by layer.
 
-    `graph`: the training graph. `precision`: what the candidate computed in, which sets the bound.
-    `first_sample`: the index in the data of the batch's first sample. Raises as `replay`.
+    `graph`: what the candidate computes, training or folded. `first_sample`: the index in the data of the
+    batch's first sample. Raises as `replay`.
     """
-    found: list[Contradiction] = []
+    visitor = _Judging(spikes, SHARE[arithmetic.precision], first_sample, len(batch))
+    replay(graph, batch, visitor, history=spikes, update=arithmetic.update)
+    return Judgement(tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest)
 
-    def visit(step: NeuronStep) -> None:
+
+class _Judging:
+    def __init__(self, spikes: Mapping[str, SpikeTrain], share: float, first_sample: int, samples: int) -> None:
+        self.spikes = spikes
+        self.share = share
+        self.first_sample = first_sample
+        self.contradictions: list[NeuronStepFinding] = []
+        self.uncertain: list[NeuronStepFinding] = []
+        self.certified = np.ones(samples, np.bool_)
+        self.closest: NeuronStepFinding | None = None
+
+    def __call__(self, step: NeuronStep) -> None:
+        assert step.bound is not None
+        fired = self.spikes[step.neuron.name].step(step.t)
+        margin = step.potential - step.neuron.v_threshold
+        distance = np.abs(margin)
+        bound = self.share * step.bound
+        for place in map(tuple, np.argwhere(fired != step.fires)):
+            self.contradictions.append(self._finding(step, place, fired, margin, bound))
+        for place in map(tuple, np.argwhere(distance <= bound)):
+            self.uncertain.append(self._finding(step, place, fired, margin, bound))
+            self.certified[place[0]] = False
+        place = tuple(np.unravel_index(int(np.argmin(distance)), distance.shape))
+        nearest = self._finding(step, place, fired, margin, bound)
+        if self.closest is None or abs(nearest.margin) < abs(self.closest.margin):
+            self.closest = nearest
+
+    def _finding(
+        self, step: NeuronStep, place: tuple[Any, ...], fired: NDArray[np.bool_], margin: NDArray[np.floating],
+        bound: NDArray[np.floating],
+    ) -> NeuronStepFinding:  # fmt: skip
         neuron = step.neuron
-        fired = candidate.spikes[neuron.name].step(step.t)
-        where = np.argwhere(fired != step.fires)
-        if not len(where):
-            return
-        assert step.magnitude is not None
-        shape = step.potential.shape
-        scale = np.broadcast_to(neuron.potential_scale, shape)
-        threshold = np.broadcast_to(neuron.v_threshold, shape)
-        for place in map(tuple, where):
-            unit = float(scale[place])
-            potential, limit = unit * float(step.potential[place]), unit * float(threshold[place])
-            found.append(
-                Contradiction(
-                    sample=first_sample + int(place[0]),
-                    layer=neuron.name,
-                    t=step.t,
-                    index=tuple(int(i) for i in place[1:]),
-                    fired=bool(fired[place]),
-                    potential=potential,
-                    threshold=limit,
-                    margin=unit * float(step.potential[place] - threshold[place]),
-                    bound=abs(unit) * NEAR_TIE[precision] * float(step.magnitude[place]),
-                )
-            )
-
-    replay(graph, batch, visit, history=candidate.spikes, magnitudes=True)
-    return found
+        unit = float(np.broadcast_to(neuron.potential_scale, margin.shape)[place])
+        return NeuronStepFinding(
+            sample=self.first_sample + int(place[0]),
+            layer=neuron.name,
+            t=step.t,
+            index=tuple(int(i) for i in place[1:]),
+            fired=bool(fired[place]),
+            potential=unit * float(step.potential[place]),
+            threshold=unit * float(np.broadcast_to(neuron.v_threshold, margin.shape)[place]),
+            margin=unit * float(margin[place]),
+            bound=abs(unit) * float(bound[place]),
+            proved=step.proved,
+        )

@@ -2,8 +2,9 @@
 
 On its own spikes this is the reference that everything is compared with. On a candidate's recorded spikes
 it tells, for every neuron and timestep, the potential that the candidate should have had, given what the
-candidate itself had fired until then. Both are one piece of code: a candidate whose every spike agrees
-with the replayed potential is, by induction, the reference itself.
+candidate itself had fired until then, and how far rounding can have taken the candidate's potential from it.
+Both are one piece of code: a candidate whose every spike agrees with the replayed potential is, by induction,
+the reference itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.equivalence.membrane import MembraneError, Update
+from dalif_deploy.equivalence.rounding import node_error, unbounded_where_undefined
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
@@ -23,12 +26,12 @@ from dalif_deploy.recording import Recording, SpikeTrain
 
 @dataclass(frozen=True, eq=False)
 class NeuronStep:
-    """One neuron layer at one timestep, in the graph's own units.
+    """One neuron layer at one timestep, in the graph's own units; arrays are float64 [batch, *shape].
 
-    `current`: X[t], the input, float64 [batch, *shape]. `potential`: V[t] before the reset. `fires`: whether V
-    reaches the threshold, bool. `held`: H[t], after the reset. `magnitude`: sum |w s| + |b| + |beta H| +
-    |threshold|, the scale of V's rounding error, and `current_magnitude` that of X alone; None where they were
-    not asked for.
+    `current`: X[t], the input. `potential`: V[t] before the reset. `fires`: whether V reaches the threshold,
+    bool. `held`: H[t], after the reset. Where bounds were asked for: `current_error` bounds how far a float32
+    evaluation of X can lie from it, `bound` how far one of V - v_th can lie from the exact margin; infinite
+    where a node kind has no derived bound, and then `proved` is False.
     """
 
     neuron: Neuron
@@ -37,8 +40,9 @@ class NeuronStep:
     potential: Array
     fires: NDArray[np.bool_]
     held: Values
-    magnitude: Values | None
-    current_magnitude: Values | None
+    current_error: Values | None = None
+    bound: Values | None = None
+    proved: bool = True
 
 
 Visitor = Callable[[NeuronStep], None]
@@ -50,15 +54,15 @@ def replay(
     visit: Visitor,
     *,
     history: Mapping[str, SpikeTrain] | None = None,
-    magnitudes: bool = False,
+    update: Update | None = None,
 ) -> Array:
     """Run `graph` in float64 and show every layer at every timestep to `visit`; returns the logits.
 
     `batch`: data as for any runtime. `history`: the spikes to follow, by layer; None follows the graph's
-    own. `magnitudes`: compute `NeuronStep.magnitude` too, which costs a second evaluation.
+    own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    return _Replay(graph, batch, visit, history, magnitudes).run()
+    return _Replay(graph, batch, visit, history, update).run()
 
 
 def simulate(graph: SpikingGraph, batch: NDArray[np.generic]) -> Recording:
@@ -68,6 +72,15 @@ def simulate(graph: SpikingGraph, batch: NDArray[np.generic]) -> Recording:
     return Recording({name: SpikeTrain.pack(np.stack(steps, axis=1)) for name, steps in fired.items()}, logits)
 
 
+@dataclass(frozen=True, eq=False)
+class _Tracked:
+    """A value, and where bounds are computed its error; `proved` is False downstream of an unknown node kind."""
+
+    value: Values
+    error: Values | None
+    proved: bool = True
+
+
 class _Replay:
     def __init__(
         self,
@@ -75,7 +88,7 @@ class _Replay:
         batch: NDArray[np.generic],
         visit: Visitor,
         history: Mapping[str, SpikeTrain] | None,
-        magnitudes: bool,
+        update: Update | None,
     ) -> None:
         for neuron in graph.neurons:
             names = [variable.name for variable in neuron.state]
@@ -89,13 +102,13 @@ class _Replay:
         self.inputs = graph.input_spec.module_input(batch).astype(np.float64)
         self.visit = visit
         self.history = history
-        # Pairs of (value, magnitude): one evaluation each, magnitude only on demand.
-        self.magnitudes = magnitudes
-        self.values: dict[str, tuple[Values, Values | None]] = {}
-        self.past: dict[str, list[tuple[Values, Values | None]]] = {
+        self.bounded = update is not None
+        self.values: dict[str, _Tracked] = {}
+        self.past: dict[str, list[_Tracked]] = {
             edge.source: [] for node in graph.nodes for edge in node.inputs if edge.delay
         }
-        self.membrane: dict[str, Array] = {}
+        self.membrane: dict[str, Values] = {}
+        self.errors = {} if update is None else {n.name: MembraneError(n, update) for n in graph.neurons}
         self.per_step: list[Values] = []
 
     def run(self) -> Array:
@@ -105,63 +118,69 @@ class _Replay:
                     continue
                 if t == 0 or self.graph.types[node.name].temporal:
                     self.values[node.name] = self._step(node, t)
-            self.per_step.append(self.values[self.graph.readout.inputs[0].source][0])
+            self.per_step.append(self.values[self.graph.readout.inputs[0].source].value)
             for name, steps in self.past.items():
                 steps.append(self.values[name])
         for node in self.graph.nodes:
             if node.name in self.graph.after_readout:
                 self.values[node.name] = self._once(node)
-        return np.asarray(self.values[self.graph.output][0])
+        return np.asarray(self.values[self.graph.output].value)
 
-    def _step(self, node: Node, t: int) -> tuple[Values, Values | None]:
+    def _step(self, node: Node, t: int) -> _Tracked:
         if isinstance(node, Input):
-            x = self.inputs[:, t] if node.temporal else self.inputs
-            return x, np.abs(x) if self.magnitudes else None
+            return self._exact(self.inputs[:, t] if node.temporal else self.inputs)
         if isinstance(node, Zeros):
             return self._zeros(node.shape)
         sources = [self._source(edge, t) for edge in node.inputs]
         if isinstance(node, Neuron):
-            spikes = self._integrate(node, *sources[0], t)
-            return spikes, spikes if self.magnitudes else None
-        return self._evaluate(node, sources)
+            return self._exact(self._integrate(node, sources[0], t))
+        value = evaluate(node, [source.value for source in sources])
+        if not self.bounded:
+            return _Tracked(value, None)
+        errors = [source.error for source in sources if source.error is not None]
+        types = [self.graph.types[edge.source] for edge in node.inputs]
+        error = node_error(node, [source.value for source in sources], errors, types, value)
+        proved = error is not None and all(source.proved for source in sources)
+        return _Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
 
-    def _once(self, node: Node) -> tuple[Values, Values | None]:
+    def _once(self, node: Node) -> _Tracked:
         if isinstance(node, Readout):
-            return reduce_time(np.stack(self.per_step, axis=1), node.mode), None
-        return evaluate(node, [self.values[edge.source][0] for edge in node.inputs]), None
+            return _Tracked(reduce_time(np.stack(self.per_step, axis=1), node.mode), None)
+        return _Tracked(evaluate(node, [self.values[edge.source].value for edge in node.inputs]), None)
 
-    def _source(self, edge: Edge, t: int) -> tuple[Values, Values | None]:
+    def _source(self, edge: Edge, t: int) -> _Tracked:
         if not edge.delay:
             return self.values[edge.source]
         if t >= edge.delay:
             return self.past[edge.source][t - edge.delay]
         return self._zeros(self.graph.types[edge.source].shape)
 
-    def _zeros(self, shape: tuple[int, ...]) -> tuple[Values, Values | None]:
-        zeros = np.zeros((len(self.inputs), *shape))
-        return zeros, zeros if self.magnitudes else None
+    def _zeros(self, shape: tuple[int, ...]) -> _Tracked:
+        return self._exact(np.zeros((len(self.inputs), *shape)))
 
-    def _evaluate(self, node: Node, sources: list[tuple[Values, Values | None]]) -> tuple[Values, Values | None]:
-        value = evaluate(node, [value for value, _ in sources])
-        magnitudes = [magnitude for _, magnitude in sources if magnitude is not None]
-        return value, evaluate(node, magnitudes, magnitude=True) if magnitudes else None
+    def _exact(self, value: Values) -> _Tracked:
+        return _Tracked(value, np.zeros_like(value) if self.bounded else None)
 
-    def _integrate(self, node: Neuron, current: Values, current_magnitude: Values | None, t: int) -> Values:
+    def _integrate(self, node: Neuron, source: _Tracked, t: int) -> Values:
+        current = source.value
         before = self.membrane.get(node.name)
         if before is None:
             before = np.full(current.shape, node.state[0].initial)
         leak = node.beta * (before - node.leak_target) + node.leak_target
         potential = leak + node.alpha * current
         fires = potential >= node.v_threshold if node.fires_at == "ge" else potential > node.v_threshold
-        magnitude: Values | None = None
-        if current_magnitude is not None:
-            magnitude = np.abs(node.alpha) * current_magnitude + np.abs(node.beta * (before - node.leak_target))
-            magnitude = magnitude + np.abs(node.leak_target) + np.abs(node.v_threshold)
         spikes = fires if self.history is None else self.history[node.name].step(t)
         if node.reset == "hard":
-            held = np.where(spikes, node.v_reset, potential)
+            held: Values = np.where(spikes, node.v_reset, potential)
         else:
             held = potential - node.v_threshold * spikes
         self.membrane[node.name] = held
-        self.visit(NeuronStep(node, t, current, potential, fires, held, magnitude, current_magnitude))
+        bound: Values | None = None
+        if source.error is not None:
+            membrane = self.errors[node.name]
+            with np.errstate(invalid="ignore", over="ignore"):
+                error = unbounded_where_undefined(membrane.integrate(before, current, source.error, potential))
+            membrane.reset(spikes, error, held)
+            bound = error + membrane.threshold_error
+        self.visit(NeuronStep(node, t, current, potential, fires, held, source.error, bound, source.proved))
         return spikes.astype(np.float64)

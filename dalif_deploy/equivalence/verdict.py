@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
-from dalif_deploy.equivalence.judge import Contradiction
+from dalif_deploy.equivalence.judge import NeuronStepFinding
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.nodes import Array
 
@@ -32,8 +32,12 @@ class Outcome(IntEnum):
 class Comparison:
     """A candidate's spikes against a reference's.
 
-    `origins`: every contradiction, those outside the bound first, then by (t, layer, sample, index).
-    `prediction_changes`: samples whose largest logit is another. Differences of logits are absolute.
+    `origins`: every contradiction, those outside the bound first, then by (t, layer, sample, index);
+    `uncertain`: every neuron-step whose margin lies within the bound, likewise. `certified_samples`: how many
+    samples fired exactly and have no uncertain neuron-step, so that no evaluation in this precision and form
+    can differ. `samples_by_outcome`: every sample by its own outcome. `closest`: the neuron-step nearest to
+    its threshold. `prediction_changes`: samples whose largest logit is another. Differences of logits are
+    absolute.
     """
 
     name: str
@@ -42,7 +46,11 @@ class Comparison:
     spikes_compared: int
     spikes_differing: int
     samples_differing: int
-    origins: tuple[Contradiction, ...]
+    origins: tuple[NeuronStepFinding, ...]
+    uncertain: tuple[NeuronStepFinding, ...]
+    certified_samples: int
+    samples_by_outcome: Mapping[Outcome, int]
+    closest: NeuronStepFinding | None
     max_logit_difference: float
     prediction_changes: int
 
@@ -56,6 +64,10 @@ class Comparison:
             "spikes_differing": self.spikes_differing,
             "samples_differing": self.samples_differing,
             "origins": [origin.as_json() for origin in self.origins],
+            "uncertain": [step.as_json() for step in self.uncertain],
+            "certified_samples": self.certified_samples,
+            "samples_by_verdict": {str(outcome): count for outcome, count in self.samples_by_outcome.items()},
+            "closest": None if self.closest is None else self.closest.as_json(),
             "max_logit_difference": self.max_logit_difference,
             "prediction_changes": self.prediction_changes,
         }
@@ -84,14 +96,12 @@ class RuntimeComparison:
         return Outcome.DIVERGENT if self.tensors_differing else self.comparison.outcome
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types. `uncertain` and `certified_samples` await per-neuron-step error bounds."""
+        """Plain types only."""
         return {
             **self.comparison.as_json(),
             "verdict": str(self.outcome),
             "file": self.file,
             "description": self.description,
-            "uncertain": [],
-            "certified_samples": None,
             "tensors_differing": [difference.as_json() for difference in self.tensors_differing],
             "notes": list(self.notes),
             "accuracy": self.accuracy,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dalif_deploy.deploy.running import RunResult
-from dalif_deploy.equivalence import Comparison, Contradiction, Outcome, RuntimeComparison, Verdict
+from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
 from dalif_deploy.nodes import Array
 
 SHOWN_ORIGINS = 5
@@ -41,7 +41,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     table.add_column("compared", overflow="fold")
     table.add_column("verdict", no_wrap=True)
     table.add_column("differing of\nneuron-steps", justify="right", no_wrap=True)
-    table.add_column("logits\ndiffer by", justify="right")
+    table.add_column("certified\nsamples", justify="right")
     if labelled:
         table.add_column("accuracy", justify="right")
     if counted:
@@ -64,6 +64,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     )  # fmt: skip
     console.print(table)
     console.print(_layers(verdict))
+    _print_margins(console, verdict)
     for note in verdict.notes:
         console.print(note, markup=False, soft_wrap=True)
     for name, link in verdict.links.items():
@@ -106,7 +107,7 @@ def _add(
         title,
         f"[{STYLE[outcome]}]{outcome}[/]",
         f"{comparison.spikes_differing:,} / {comparison.spikes_compared:,}",
-        f"{comparison.max_logit_difference:.1e}" if comparison.max_logit_difference else "0",
+        f"{comparison.certified_samples:,} / {comparison.samples:,}",
     ]
     if labelled:
         row.append("" if runtime is None or runtime.accuracy is None else f"{runtime.accuracy:.2%}")
@@ -114,6 +115,24 @@ def _add(
         operations = None if runtime is None else runtime.synaptic_operations
         row.append("" if operations is None else f"{operations:,.0f}")
     table.add_row(*row)
+
+
+def _print_margins(console: Console, verdict: Verdict) -> None:
+    """How near to their thresholds the neurons came, and how many neuron-steps rounding could decide either way."""
+    closest = next((link.closest for link in verdict.links.values() if link is not None and link.closest), None)
+    if closest is not None:
+        console.print(
+            f"smallest margin: {closest.margin:.3g} in layer '{closest.layer}', step {closest.t}, neuron "
+            f"{list(closest.index)} of sample {closest.sample}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+    most = max((len(runtime.comparison.uncertain) for runtime in verdict.runtimes), default=0)
+    if most:
+        console.print(
+            f"uncertain neuron-steps, where float32 rounding could decide either way: at most {most:,} in a runtime "
+            "(--json lists them)",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
 
 
 def _layers(verdict: Verdict) -> Table:
@@ -146,7 +165,7 @@ def _print_runtime(console: Console, runtime: RuntimeComparison) -> None:
     _print_origins(console, title, runtime.comparison.origins)
 
 
-def _print_origins(console: Console, title: str, origins: Sequence[Contradiction]) -> None:
+def _print_origins(console: Console, title: str, origins: Sequence[NeuronStepFinding]) -> None:
     for origin in origins[:SHOWN_ORIGINS]:
         console.print(
             f"{title}: layer '{origin.layer}' step {origin.t} neuron {list(origin.index)} of sample {origin.sample} "

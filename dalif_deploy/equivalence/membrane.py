@@ -1,0 +1,81 @@
+"""How far a float32 membrane can lie from exact arithmetic, for the update formulas that runtimes use.
+
+A runtime declares its formula, since the same equation rounds differently in another form:
+
+- "sum": fl(fl(beta H) + X), as ONNX Runtime, the events runtime and PyTorch compute it; also fused.
+- "decay": v + k (x - v) or v - k v + k x with k = 1 - beta, as NIR simulators compute it; v is then k V.
+
+docs/exactness.md derives both; all bounds here are in the units of V.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.equivalence.rounding import TINY, U, gamma, rounded
+from dalif_deploy.nodes import Array, Neuron
+from dalif_deploy.operators import Values
+
+Update = Literal["sum", "decay"]
+
+
+class MembraneError:
+    """The error of one neuron layer's potential, carried from step to step.
+
+    `update`: the runtime's formula. Values are float64, [batch, *shape] or broadcastable.
+    """
+
+    def __init__(self, neuron: Neuron, update: Update) -> None:
+        self._neuron = neuron
+        self._update = update
+        self._beta, self._beta_error = rounded(neuron.beta)
+        self._alpha, self._alpha_error = rounded(neuron.alpha)
+        self._leak, self._leak_error = rounded(neuron.leak_target)
+        _, self._reset_error = rounded(neuron.v_reset)
+        _, threshold = rounded(neuron.v_threshold)
+        # A NIR file holds k v_th, rounded once more by its reader: three roundings in all.
+        decay = np.where(neuron.beta == 1.0, 0.0, gamma(3.0)) * np.abs(neuron.v_threshold)
+        self.threshold_error: Array = threshold + (decay if update == "decay" else 0.0)
+        """How far the threshold that is compared with lies from the exact one."""
+        self._held: Values | float = 0.0
+
+    def integrate(self, before: Values, current: Values, current_error: Values, potential: Values) -> Values:
+        """The error of V[t], given H[t-1], X[t] with its error, and V[t], all exact values."""
+        size = np.abs(current) + current_error
+        scaled = np.abs(self._alpha) * current_error + self._alpha_error * size
+        if not np.all(self._neuron.alpha == 1.0):
+            scaled = scaled + U * np.abs(self._alpha) * size + TINY
+        step = self._sum if self._update == "sum" else self._decay
+        return step(before, np.abs(self._neuron.alpha) * size, scaled, potential)
+
+    def _sum(self, before: Values, _current: Values, scaled: Values, potential: Values) -> Values:
+        neuron, held = self._neuron, self._held
+        error = np.abs(self._beta) * held + self._beta_error * np.abs(before)
+        error = error + U * np.abs(self._beta) * (np.abs(before) + held) + TINY
+        if np.any(neuron.leak_target):
+            gap = np.abs(before - neuron.leak_target) + held + self._leak_error
+            error = error + gamma(3.0) * (np.abs(self._beta) * gap + np.abs(neuron.leak_target))
+            error = error + (1.0 + np.abs(self._beta)) * self._leak_error
+        total = error + scaled
+        return np.asarray(total + U * (np.abs(potential) + total))
+
+    def _decay(self, before: Values, current: Values, scaled: Values, potential: Values) -> Values:
+        neuron, held = self._neuron, self._held
+        k = np.abs(1.0 - neuron.beta)
+        total = np.abs(neuron.beta) * held + scaled
+        total = total + gamma(8.0) * (current + scaled + k * (np.abs(before) + held)) + 8 * TINY
+        around = np.abs(potential) + np.abs(neuron.beta) * (np.abs(before) + held) + current + total
+        return np.asarray(total + gamma(2.0) * around)
+
+    def reset(self, spikes: NDArray[np.bool_], potential_error: Values, after: Values) -> None:
+        """Carry the error of V[t] over the reset to H[t] = `after`; `spikes` is what the candidate fired."""
+        if self._neuron.reset == "hard":
+            # The reset is a value of its own, whatever V was: a spike that is certain clears the error.
+            scaled = self._reset_error + (gamma(3.0) * np.abs(self._neuron.v_reset) if self._update == "decay" else 0.0)
+            self._held = np.where(spikes, scaled, potential_error)
+        else:
+            subtracted = potential_error + self.threshold_error
+            self._held = np.where(spikes, subtracted + U * (np.abs(after) + subtracted), potential_error)

@@ -1,0 +1,212 @@
+"""How far a float32 evaluation of a stateless node can lie from exact arithmetic, in any order of summation.
+
+Every value comes with an error: a bound on |computed - exact|. Here a node's error follows from its inputs'
+values and errors. With u = 2^-24 and gamma(k) = k u / (1 - k u), a sum of k rounded terms is within gamma(k)
+of the sum of their absolute values, in whatever order it is added, and with or without fused
+multiply-adds. docs/exactness.md derives the rules; each is named there as here.
+
+Spikes and counts are whole numbers: products with them and their sums are exact, and only terms that are
+not zero take part in rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.nodes import (
+    Add,
+    Array,
+    AvgPool2d,
+    BatchNorm,
+    Conv2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    Node,
+    Scale,
+    SumPool2d,
+    TensorType,
+    frozen,
+)
+from dalif_deploy.operators import Values, average_divisors, evaluate
+
+U = 2.0**-24
+"""Half a unit in the last place of 1: float32 rounds to nearest within U of what is rounded."""
+
+TINY = 2.0**-126
+"""The smallest normal float32. A result below it may be rounded to a multiple of 2^-149, or flushed to zero."""
+
+LARGEST = 2.0**127
+"""Beyond half of what float32 holds nothing is promised: a partial sum could overflow."""
+
+EXACT_WHOLE = 2**24
+"""Whole numbers up to this are exact in float32."""
+
+
+def gamma(roundings: float | Values) -> Values:
+    """gamma(k) = k u / (1 - k u): the relative error of k roundings in a row."""
+    return np.asarray(roundings * U / (1.0 - roundings * U))
+
+
+def rounded(values: Array) -> tuple[Array, Array]:
+    """What float32 makes of parameters, as float64, and the absolute errors of that."""
+    narrow = values.astype(np.float32).astype(np.float64)
+    return frozen(narrow), frozen(np.abs(narrow - values))
+
+
+def node_error(
+    node: Node, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values | None:
+    """The error of a stateless node's output, of the shape of `value`; infinite where float32 may overflow.
+
+    `inputs`, `errors`: float64 [batch, *shape] each; `types`: the inputs'. None where no bound is derived for
+    this kind of node.
+    """
+    rule = _RULES.get(type(node))
+    if rule is None:
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        error: Values = rule(node, inputs, errors, types, value)
+    return unbounded_where_undefined(np.where(np.abs(value) < LARGEST, error, np.inf))
+
+
+def unbounded_where_undefined(error: Values) -> Values:
+    """Infinity in place of NaN, which comes of 0 times an error that is not bounded."""
+    return np.where(np.isnan(error), np.inf, error)
+
+
+def _weighted(
+    node: Conv2d | Linear, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType],
+    value: Values,
+) -> Values:  # fmt: skip
+    """sum w x + b. Every one of the n terms passes at most n roundings (its product's, if x is no spike, and the
+    additions'); each weight is within u of itself."""
+    (x,), (e,), (kind,) = inputs, errors, types
+    absolute, linear = _absolute(node)
+    terms = _active_terms(node, (x != 0.0) | (e != 0.0))
+    roundings = terms + (0.0 if node.bias is not None else -1.0) + (0.0 if kind.kind == "spike" else 1.0)
+    size = evaluate(absolute, [np.abs(x)])
+    if not e.any():
+        return (gamma(np.maximum(roundings, 0.0)) + U) * (1.0 + 4 * U) * size + TINY * terms
+    carried = evaluate(linear, [e])
+    return (gamma(np.maximum(roundings, 0.0)) + U) * (1.0 + 4 * U) * (size + carried) + carried + TINY * terms
+
+
+def _absolute(node: Conv2d | Linear) -> tuple[Conv2d | Linear, Conv2d | Linear]:
+    """`node` with the absolute values of its weights, with and without its bias."""
+    if node not in _ABSOLUTE:
+        linear = replace(node, weight=frozen(np.abs(node.weight)), bias=None)
+        biased = linear if node.bias is None else replace(linear, bias=frozen(np.abs(node.bias)))
+        _ABSOLUTE[node] = (biased, linear)
+    return _ABSOLUTE[node]
+
+
+_ABSOLUTE: WeakKeyDictionary[Node, tuple[Conv2d | Linear, Conv2d | Linear]] = WeakKeyDictionary()
+"""A cache, since a layer is bounded once a timestep."""
+
+
+def _active_terms(node: Conv2d | Linear, active: NDArray[np.bool_]) -> Values:
+    """How many inputs that may not be zero reach each output; float64, broadcasts against the output."""
+    if isinstance(node, Linear):
+        return np.asarray(active.sum(axis=-1, keepdims=True, dtype=np.float64))
+    batch, channels, *size = active.shape
+    summed = active.reshape(batch, node.groups, channels // node.groups, *size).sum(axis=2, dtype=np.float64)
+    kernel = node.weight.shape[2:]
+    ones = Conv2d(
+        name=node.name, inputs=node.inputs, weight=frozen(np.ones((node.groups, 1, *kernel))), stride=node.stride,
+        padding=node.padding, dilation=node.dilation, groups=node.groups,
+    )  # fmt: skip
+    counted = evaluate(ones, [summed])
+    return counted if node.groups == 1 else np.repeat(counted, len(node.weight) // node.groups, axis=1)
+
+
+def _batch_norm(
+    node: BatchNorm, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """gain (x - mean) + bias, or gain x + (bias - gain mean), with a gain that took at most five roundings."""
+    (x,), (e,) = inputs, errors
+    spread = (slice(None),) + (None,) * (x.ndim - 2)
+    gain = np.abs(node.gain())[spread]
+    terms = gain * (np.abs(x) + e + np.abs(node.mean)[spread]) + np.abs(node.bias)[spread]
+    return gain * e + gamma(9.0) * terms + 4 * TINY
+
+
+def _scale(
+    node: Scale, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """factor x + offset: the two parameters', the product's and the sum's roundings."""
+    (x,), (e,) = inputs, errors
+    factor = np.abs(node.factor)
+    if np.all(np.isin(factor, (0.0, 1.0))) and not np.any(node.offset):
+        return factor * e  # a change of sign is exact
+    return np.asarray(factor * e + gamma(3.0) * (factor * (np.abs(x) + e) + np.abs(node.offset)) + 2 * TINY)
+
+
+def _sum_pool(
+    node: SumPool2d, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """Sums of spikes are exact; of real values they round like any sum."""
+    (x,), (e,), (kind,) = inputs, errors, types
+    size = node.kernel[0] * node.kernel[1]
+    if kind.maximum is not None and kind.maximum * size <= EXACT_WHOLE and not e.any():
+        return np.zeros_like(value)
+    return evaluate(node, [e]) + gamma(size + 1.0) * evaluate(node, [np.abs(x) + e])
+
+
+def _avg_pool(
+    node: AvgPool2d, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """A sum, then a division, or a multiplication by a rounded reciprocal."""
+    (x,), (e,), (kind,) = inputs, errors, types
+    size = node.kernel[0] * node.kernel[1]
+    whole = kind.maximum is not None and kind.maximum * size <= EXACT_WHOLE and not e.any()
+    divisors = average_divisors(node, x.shape[-2:])
+    if whole and np.all(np.log2(divisors) % 1.0 == 0.0):
+        return np.zeros_like(value)  # division by a power of two is exact
+    mean_size = evaluate(node, [np.abs(x) + e])
+    return evaluate(node, [e]) + gamma(3.0 if whole else size + 3.0) * mean_size + 2 * TINY
+
+
+def _max_pool(
+    node: MaxPool2d, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """A maximum is one of its inputs, so it is off by no more than the largest error among them."""
+    return evaluate(node, [errors[0]])
+
+
+def _flatten(
+    node: Flatten, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    return errors[0].reshape(value.shape)
+
+
+def _add(
+    node: Add, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """Whole numbers add exactly; else k terms take at most k - 1 roundings each."""
+    total: Values = np.sum(errors, axis=0) if len(errors) > 1 else errors[0]
+    maxima = [kind.maximum for kind in types]
+    if all(m is not None for m in maxima) and sum(m or 0 for m in maxima) <= EXACT_WHOLE and not np.any(total):
+        return np.zeros_like(value)
+    size = np.sum([np.abs(x) + e for x, e in zip(inputs, errors, strict=True)], axis=0)
+    return np.asarray(total + gamma(float(len(inputs) - 1)) * size)
+
+
+_Rule = Callable[[Any, Sequence[Values], Sequence[Values], Sequence[TensorType], Values], Values]
+_RULES: Mapping[type[Node], _Rule] = {
+    Conv2d: _weighted,
+    Linear: _weighted,
+    BatchNorm: _batch_norm,
+    Scale: _scale,
+    SumPool2d: _sum_pool,
+    AvgPool2d: _avg_pool,
+    MaxPool2d: _max_pool,
+    Flatten: _flatten,
+    Add: _add,
+}

@@ -1,0 +1,129 @@
+"""A float32 evaluation of folded graphs that shares no code with the package: sums in any order, step by step.
+
+Every sum of weights is added up one term after the other, in an order drawn at random; the membrane follows one
+of the formulas that runtimes use. It shows what a float32 backend may compute, not what one does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.nodes import Add, Conv2d, Flatten, Input, Linear, MaxPool2d, Neuron, Node, Scale, SumPool2d, Zeros
+
+F32 = NDArray[np.float32]
+
+
+def float32_run(
+    graph: SpikingGraph, inputs: F32, rng: np.random.Generator, *, update: str = "sum"
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """By layer: potentials in the graph's units, and spikes, each [batch, T, *shape]."""
+    held: dict[str, F32] = {}
+    found: dict[str, list[tuple[F32, NDArray[np.bool_]]]] = {neuron.name: [] for neuron in graph.neurons}
+    for t in range(graph.timesteps):
+        values: dict[str, F32] = {}
+        for node in graph.nodes:
+            if node.name in graph.after_readout:
+                continue
+            if isinstance(node, Input):
+                values[node.name] = inputs[:, t] if node.temporal else inputs
+            elif isinstance(node, Zeros):
+                values[node.name] = np.zeros((len(inputs), *node.shape), np.float32)
+            elif isinstance(node, Neuron):
+                potential, spikes, held[node.name] = _membrane(
+                    node, held.get(node.name), values[node.inputs[0].source], update
+                )
+                found[node.name].append((potential, spikes))
+                values[node.name] = spikes.astype(np.float32)
+            else:
+                values[node.name] = _stateless(node, [values[edge.source] for edge in node.inputs], rng)
+    return {
+        name: (np.stack([v for v, _ in steps], axis=1).astype(np.float64), np.stack([s for _, s in steps], axis=1))
+        for name, steps in found.items()
+    }
+
+
+def _membrane(node: Neuron, held: F32 | None, x: F32, update: str) -> tuple[F32, NDArray[np.bool_], F32]:
+    beta, threshold, reset = (np.asarray(v, np.float32) for v in (node.beta, node.v_threshold, node.v_reset))
+    if held is None:
+        held = np.zeros_like(x)
+    if update == "sum":
+        v = (beta * held).astype(np.float32) + x
+    else:
+        # The file's units: k V. tau is float64 in the file and float32 in its reader.
+        k64 = 1.0 - node.beta
+        inverse = np.float32(1.0) / np.float32(1e-4 / k64)
+        k = np.float32(1e-4) * inverse
+        threshold = np.asarray(k64 * node.v_threshold, np.float32)
+        reset = np.asarray(k64 * node.v_reset, np.float32)
+        v = held + k * (x - held)
+    assert v.dtype == np.float32
+    spikes = v >= threshold if node.fires_at == "ge" else v > threshold
+    after = np.where(spikes, reset, v) if node.reset == "hard" else v - threshold * spikes.astype(np.float32)
+    potential = v if update == "sum" else v.astype(np.float64) / (1.0 - node.beta)
+    return potential, spikes, after.astype(np.float32)
+
+
+def _stateless(node: Node, inputs: list[F32], rng: np.random.Generator) -> F32:
+    x = inputs[0]
+    if isinstance(node, Linear):
+        terms = [np.outer(x[:, i], node.weight[:, i].astype(np.float32)) for i in range(x.shape[1])]
+        return _summed(terms, node.bias, rng, 1)
+    if isinstance(node, Conv2d):
+        return _summed(_conv_terms(node, x), node.bias, rng, 3)
+    if isinstance(node, SumPool2d):
+        rows, columns = node.windows(x.shape[2:])
+        terms = [
+            x[:, :, i : i + rows * node.stride[0] : node.stride[0], j : j + columns * node.stride[1] : node.stride[1]]
+            for i in range(node.kernel[0])
+            for j in range(node.kernel[1])
+        ]
+        return _summed([term[:, :, :rows, :columns] for term in terms], None, rng, 3)
+    if isinstance(node, MaxPool2d):
+        rows, columns = node.windows(x.shape[2:])
+        found = np.full((*x.shape[:2], rows, columns), -np.inf, np.float32)
+        for i in range(rows):
+            for j in range(columns):
+                window = x[:, :, i * node.stride[0] :, j * node.stride[1] :][..., : node.kernel[0], : node.kernel[1]]
+                found[:, :, i, j] = window.max(axis=(-2, -1))
+        return found
+    if isinstance(node, Flatten):
+        return x.reshape(len(x), -1)
+    if isinstance(node, Scale):
+        return np.asarray(node.factor, np.float32) * x + np.asarray(node.offset, np.float32)
+    assert isinstance(node, Add), node
+    return _summed(list(inputs), None, rng, 1)
+
+
+def _conv_terms(node: Conv2d, x: F32) -> list[F32]:
+    weight = node.weight.astype(np.float32)
+    out, per_group, height, width = weight.shape
+    (top, left), (down, right), (dy, dx) = node.padding, node.stride, node.dilation
+    padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
+    rows = (padded.shape[2] - (height - 1) * dy - 1) // down + 1
+    columns = (padded.shape[3] - (width - 1) * dx - 1) // right + 1
+    group_out = out // node.groups
+    terms = []
+    for c in range(per_group):
+        for i in range(height):
+            for j in range(width):
+                term = np.empty((len(x), out, rows, columns), np.float32)
+                for g in range(node.groups):
+                    patch = padded[:, g * per_group + c, i * dy :, j * dx :][:, : (rows - 1) * down + 1 : down]
+                    patch = patch[:, :, : (columns - 1) * right + 1 : right]
+                    own = slice(g * group_out, (g + 1) * group_out)
+                    term[:, own] = patch[:, None] * weight[own, c, i, j][None, :, None, None]
+                terms.append(term)
+    return terms
+
+
+def _summed(terms: list[F32], bias: NDArray[np.float64] | None, rng: np.random.Generator, axes: int) -> F32:
+    if bias is not None:
+        narrow = bias.astype(np.float32).reshape(1, -1, *[1] * (axes - 1))
+        terms = [*terms, np.broadcast_to(narrow, terms[0].shape)]
+    total = np.zeros_like(terms[0])
+    for index in rng.permutation(len(terms)):
+        total = total + terms[index]
+        assert total.dtype == np.float32
+    return total

@@ -1,0 +1,209 @@
+"""The error bound holds for float32 sums in any order, and it is not so wide as to mean nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from dalif_deploy import operators
+from dalif_deploy.equivalence import Arithmetic, NeuronStep, judge, replay, simulate
+from dalif_deploy.equivalence.rounding import node_error
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.nodes import BatchNorm, Conv2d, Edge, Flatten, Linear, Neuron, TensorType, frozen
+from dalif_deploy.operators import evaluate
+from dalif_deploy.passes import fold
+from dalif_deploy.recording import SpikeTrain
+from tests.float32 import float32_run
+from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build
+
+DECAY = [name for name in GRAPHS if "subtract" not in name and "beta 1" not in name and "uint8" not in name]
+"""Graphs that a NIR simulator could run: hard reset, and a leak (an IF has no decay formula)."""
+
+
+def ratios(
+    graph: SpikingGraph, batch: NDArray[np.generic], rng: np.random.Generator, update: str = "sum"
+) -> dict[str, float]:
+    """By layer, the largest |V32 - V64| / bound over all neuron-steps of one float32 run, on its own history."""
+    found = float32_run(graph, graph.input_spec.module_input(batch), rng, update=update)
+    history = {name: SpikeTrain.pack(spikes) for name, (_, spikes) in found.items()}
+    largest: dict[str, float] = dict.fromkeys(found, 0.0)
+
+    def visit(step: NeuronStep) -> None:
+        assert step.bound is not None
+        gap = np.abs(found[step.neuron.name][0][:, step.t] - step.potential)
+        assert (step.bound > 0).all()
+        largest[step.neuron.name] = max(largest[step.neuron.name], float((gap / step.bound).max()))
+
+    replay(graph, batch, visit, history=history, update=update)  # type: ignore[arg-type]
+    return largest
+
+
+@pytest.mark.parametrize("name", [*GRAPHS, *SPECIAL_GRAPHS])
+def test_no_order_of_summation_exceeds_the_bound(name: str) -> None:
+    training, batch = {**GRAPHS, **SPECIAL_GRAPHS}[name]()
+    graph = fold(training)
+    for seed in range(2):
+        for layer, ratio in ratios(graph, batch, np.random.default_rng(seed)).items():
+            assert ratio <= 1.0, layer
+
+
+@pytest.mark.parametrize("name", DECAY)
+def test_the_decay_formula_stays_within_its_own_bound(name: str) -> None:
+    training, batch = GRAPHS[name]()
+    for layer, ratio in ratios(fold(training), batch, np.random.default_rng(0), "decay").items():
+        assert ratio <= 1.0, layer
+
+
+def test_the_decay_formula_would_exceed_the_bound_of_the_sum() -> None:
+    """Which is why a runtime declares its formula: where little of V is kept, v + k (x - v) still rounds on the
+    scale of v."""
+    build = Build(1, (8,), temporal=True)
+    batch = np.random.default_rng(2).uniform(0.5, 1.0, (4, 6, 8)).astype(np.float32)
+    batch[:, 1::2] *= 1e-5
+    graph = build.finish(
+        build.linear("fc2", build.neuron("sn", build.linear("fc", "input", (8, 400), bias=False), alpha=1.0,
+                                         beta=0.001, v_threshold=50.0), (400, 3)), timesteps=6,
+    )  # fmt: skip
+    found = float32_run(graph, batch, np.random.default_rng(0), update="decay")
+    history = {name: SpikeTrain.pack(spikes) for name, (_, spikes) in found.items()}
+    beyond = {"sum": 0, "decay": 0}
+    for update in beyond:
+
+        def visit(step: NeuronStep, update: str = update) -> None:
+            gap = np.abs(found["sn"][0][:, step.t] - step.potential)
+            beyond[update] += int(np.count_nonzero(gap > step.bound))
+
+        replay(graph, batch, visit, history=history, update=update)  # type: ignore[arg-type]
+    assert beyond["decay"] == 0
+    assert beyond["sum"] > 0
+
+
+@pytest.mark.parametrize("name", ["plain", "beta 1", "identity residual", "two-branch residual", "per channel"])
+def test_the_bound_is_reached_to_a_tenth_in_every_layer(name: str) -> None:
+    """10^5 neuron-steps or all there are; a bound a hundred times too wide would certify nothing."""
+    training, batch = GRAPHS[name]()
+    graph = fold(training)
+    largest = {neuron.name: 0.0 for neuron in graph.neurons}
+    for seed in range(6):
+        for layer, ratio in ratios(graph, batch, np.random.default_rng(seed)).items():
+            largest[layer] = max(largest[layer], ratio)
+    for layer, ratio in largest.items():
+        assert ratio >= 0.1, layer
+
+
+@pytest.mark.parametrize("name", [name for name in GRAPHS if "ties" not in name])
+def test_training_graphs_and_folded_graphs_are_both_certified(name: str) -> None:
+    training, batch = GRAPHS[name]()
+    spikes = simulate(training, batch).spikes
+    for graph in (training, fold(training)):
+        found = judge(graph, batch, spikes, Arithmetic())
+        assert not found.contradictions
+        steps = sum(train.neuron_steps for train in spikes.values())
+        assert len(found.uncertain) <= 20e-6 * steps + 1
+        assert found.certified.sum() >= len(batch) - 1
+
+
+def test_a_tie_is_uncertain_and_its_sample_not_certified() -> None:
+    training, batch = GRAPHS["ties"]()
+    found = judge(training, batch, simulate(training, batch).spikes, Arithmetic())
+    assert any(step.margin == 0.0 for step in found.uncertain)
+    assert not found.certified[sorted({step.sample for step in found.uncertain})].any()
+
+
+def test_float64_is_bounded_two_to_the_25_times_closer() -> None:
+    training, batch = GRAPHS["plain"]()
+    spikes = simulate(training, batch).spikes
+    wide, narrow = (judge(training, batch, spikes, Arithmetic(precision)) for precision in ("float32", "float64"))
+    assert wide.closest is not None
+    assert narrow.closest is not None
+    assert narrow.closest.bound == pytest.approx(wide.closest.bound * 2.0**-25, rel=1e-5)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[SpikingGraph, NDArray[np.float32], int]:
+    """Random two-layer networks whose weights are ordinary, subnormal, huge, equal or cancelling."""
+    seed = draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+    kind = draw(st.sampled_from(["normal", "tiny", "huge", "equal", "cancelling", "dyadic"]))
+    scale = {"tiny": 1e-41, "huge": 1e30}.get(kind, 1.0)
+    weight = rng.normal(0.3, 1.0, (5, 2, 3, 3))
+    if kind == "equal":
+        weight = np.full_like(weight, rng.normal())
+    elif kind == "cancelling":
+        weight[:, 1] = -weight[:, 0] * (1 + 1e-7 * rng.normal(size=weight[:, 1].shape))
+    elif kind == "dyadic":
+        weight = np.round(weight * 8) / 8
+    bias = scale * rng.normal(0, 0.3, 5) if draw(st.booleans()) else None
+    beta = draw(st.sampled_from([0.0, 0.3, 0.7615941762924194, 0.999, 1.0, -0.4, 1 / 3]))
+    neuron = {
+        "alpha": frozen(1.0), "beta": frozen(beta), "v_threshold": frozen(scale * draw(st.sampled_from([1.0, 0.7]))),
+        "v_reset": frozen(scale * draw(st.sampled_from([0.0, -0.3]))),
+        "reset": draw(st.sampled_from(["hard", "subtract"])), "fires_at": draw(st.sampled_from(["ge", "gt"])),
+    }  # fmt: skip
+    build = Build(seed, (2, 5, 5), temporal=True)
+    build.add(
+        Conv2d(
+            name="conv", inputs=(Edge("input"),), weight=frozen(scale * weight),
+            bias=None if bias is None else frozen(bias), padding=(1, 1),
+        )
+    )  # fmt: skip
+    build.add(Neuron(name="sn", inputs=(Edge("conv"),), **neuron))
+    x = build.conv("conv2", "sn", (5, 4))
+    if draw(st.booleans()):
+        x = build.plus("add", x, build.conv("side", "sn", (5, 4), kernel=1, padding=0))
+    x = build.neuron("sn2", x, alpha=1.0, beta=beta, v_threshold=0.6)
+    x = build.add(Flatten(name="flatten", inputs=(Edge(x),)))
+    graph = build.finish(build.linear("fc", x, (100, 3)), timesteps=4)
+    return graph, rng.normal(0.2, 1.0, (3, 4, 2, 5, 5)).astype(np.float32), seed
+
+
+@settings(max_examples=60, deadline=None)
+@given(networks())
+def test_random_networks_give_no_counter_example(network: tuple[SpikingGraph, NDArray[np.float32], int]) -> None:
+    graph, batch, seed = network
+    with np.errstate(under="ignore"):
+        for layer, ratio in ratios(graph, batch, np.random.default_rng(seed)).items():
+            assert ratio <= 1.0, layer
+
+
+def test_batch_norm_in_float32_stays_within_the_bound() -> None:
+    """The training graph's own rounding: (x - mean) / sqrt(variance + epsilon) * weight + bias, as PyTorch has it."""
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        norm = BatchNorm(
+            name="bn", inputs=(Edge("input"),), weight=frozen(rng.normal(0, 2, 6).astype(np.float32)),
+            bias=frozen(rng.normal(0, 2, 6).astype(np.float32)), mean=frozen(rng.normal(0, 3, 6).astype(np.float32)),
+            variance=frozen(rng.uniform(1e-4, 4, 6).astype(np.float32)), epsilon=1e-5,
+        )  # fmt: skip
+        x = rng.normal(0, 3, (200, 6)).astype(np.float32)
+        value = evaluate(norm, [x.astype(np.float64)])
+        error = node_error(norm, [x.astype(np.float64)], [np.zeros_like(value)], [TensorType((6,), False)], value)
+        t = {key: torch.from_numpy(v.astype(np.float32)) for key, v in norm.arrays().items()}
+        out = torch.nn.functional.batch_norm(
+            torch.from_numpy(x), t["mean"], t["variance"], t["weight"], t["bias"], eps=norm.epsilon
+        )
+        assert error is not None
+        assert (np.abs(out.numpy().astype(np.float64) - value) <= error).all()
+
+
+def test_a_node_kind_without_a_bound_is_unproved(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Square(Linear):
+        pass
+
+    build = Build(1, (4,))
+    build.add(Square(name="odd", inputs=(Edge("input"),), weight=frozen(np.eye(4))))
+    build.neuron("sn", "odd", alpha=1.0, beta=0.5, v_threshold=0.5)
+    graph = build.finish("sn", timesteps=2)
+    monkeypatch.setitem(operators._OPERATORS, Square, operators._OPERATORS[Linear])  # type: ignore[arg-type]
+    batch = np.full((1, 4), 0.25, np.float32)
+    found = judge(graph, batch, simulate(graph, batch).spikes, Arithmetic())
+    assert found.uncertain
+    assert not found.uncertain[0].proved
+    assert found.uncertain[0].as_json()["bound"] is None
+    assert replace(found.uncertain[0], margin=0.0).within_bound

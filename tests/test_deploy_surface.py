@@ -207,6 +207,17 @@ def test_save_replaces_and_samples_may_be_codes(tmp_path: Path) -> None:
     assert np.array_equal(first.logits, second.logits)
 
 
+def test_save_looks_at_the_output_before_it_runs_anything(tmp_path: Path, inputs: NDArray[np.float32]) -> None:
+    class Slow(Small):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise AssertionError("it ran")
+
+    for path in (tmp_path / "no" / "m.pt", tmp_path):
+        with pytest.raises(DalifError) as caught:
+            dalif_deploy.save(Slow(), path, example_input=inputs, timesteps=2)
+        assert caught.value.code is Code.NO_FOLDER
+
+
 def test_a_module_in_float64(tmp_path: Path, inputs: NDArray[np.float32]) -> None:
     dalif_deploy.save(Small().double(), tmp_path / "m.pt", example_input=inputs, timesteps=2)
     verdict = dalif_deploy.verify(tmp_path / "m.pt")

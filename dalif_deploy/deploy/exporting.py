@@ -103,7 +103,8 @@ def export(
             if not verdict.passes():
                 raise DivergentError(target, verdict)
         digest = sha256(temporary)
-    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, (*opened.notes, *format_.details(content)))
+    notes = dict.fromkeys((*opened.notes, *format_.details(content), *(verdict.notes if verdict else ())))
+    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes))
 
 
 class DivergentError(DalifError):

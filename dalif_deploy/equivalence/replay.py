@@ -100,6 +100,8 @@ class _Replay:
                 )
         self.graph = graph
         self.inputs = graph.input_spec.module_input(batch).astype(np.float64)
+        if graph.input.kind == "spike" and not np.isin(self.inputs, (0.0, 1.0)).all():
+            raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
         self.visit = visit
         self.history = history
         self.bounded = update is not None

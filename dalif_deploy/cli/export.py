@@ -23,7 +23,9 @@ Examples:
 
 @click.command("dalif-export", epilog=EXAMPLES)
 @click.argument("model", type=PATH)
-@click.option("--to", "target", required=True, help="What to write: onnx, nir, or pt (a model.pt of ours).")
+@click.option(
+    "--to", "target", required=True, metavar="onnx|nir|pt", help="What to write; pt is a model.pt, as save writes it."
+)
 @click.option("-o", "--output", type=PATH, help="Where to; default: MODEL's stem, beside it.")
 @click.option(
     "--graph",
@@ -70,9 +72,9 @@ def command(
 ) -> int:  # fmt: skip
     """Write a trained DA-LIF network, MODEL, as ONNX or NIR.
 
-    MODEL is a model.pt (dalif_deploy.save), a checkpoint with --model, or a .nir of ours; it is recognised by
-    its content. Alpha and BatchNorm are folded into the weights, beta into the leak; every step of that is
-    proved on sample inputs, the file is read back, and it is verified before it takes its name.
+    MODEL is a model.pt (dalif_deploy.save), a checkpoint with --model, or a .nir that dalif-export wrote; it is
+    recognised by its content. Alpha and BatchNorm are folded into the weights, beta into the leak; every step
+    of that is proved on sample inputs, the file is read back, and it is verified before it takes its name.
 
     Exit status: 0 written; 1 the model cannot be exported exactly, or the file diverges; 2 unusable input.
     """

@@ -65,7 +65,8 @@ class Model:
     def data(self, limit: int | None = None) -> Data:
         """The model's own samples, else seeded ones; at most `limit`."""
         if self.samples is not None:
-            return Data(self.samples.inputs, None, "the samples stored with the model").first(limit)
+            origin = "the samples it was captured on" if self.captured else "the samples stored with the model"
+            return Data(self.samples.inputs, None, origin).first(limit)
         return seeded_data(self.graph.input_spec, limit or SEEDED_SAMPLES)
 
 
@@ -173,7 +174,9 @@ def _from_torch(path: Path, options: LoadOptions) -> Model:
         module = unpickle(path)
         if not isinstance(module, torch.nn.Module):
             raise DalifError(
-                Code.FOREIGN_FILE, f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed"
+                Code.FOREIGN_FILE,
+                f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed; name the code that builds it "
+                "with --model package.module:factory",
             ) from error
         return _from_module(module, options)
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))

@@ -154,7 +154,7 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
         )  # fmt: skip
     rng = np.random.default_rng(0)
     time = (options.timesteps,) if options.temporal else ()
-    example = rng.random((2, *time, *options.input_shape), dtype=np.float32)
+    example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
     return captured_model(
         module, example_input=example, timesteps=options.timesteps, layout=options.layout,
         readout=options.readout, temporal=options.temporal,

@@ -152,7 +152,8 @@ def _damaged(path: Path) -> DalifError:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        narrow = value.astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold stays float64
+            narrow = value.astype(np.float32)
         exact = np.array_equal(narrow.astype(np.float64), value)
         return torch.from_numpy(narrow if exact else np.array(value))
     if isinstance(value, Edge | StateVariable):

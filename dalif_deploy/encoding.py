@@ -34,11 +34,16 @@ class Encoding:
     def __post_init__(self) -> None:
         if self.kind not in ("real", "uint8", "spikes"):
             raise DalifError(Code.BAD_OPTION, f"encoding kind {self.kind!r}: give 'real', 'uint8' or 'spikes'")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            fixed = float(value) if np.ndim(value) == 0 else tuple(float(v) for v in value)
-            object.__setattr__(self, name, fixed)
-        object.__setattr__(self, "scale", float(self.scale))
+        try:
+            for name in ("mean", "std"):
+                value = getattr(self, name)
+                fixed = float(value) if np.ndim(value) == 0 else tuple(float(v) for v in value)
+                object.__setattr__(self, name, fixed)
+            object.__setattr__(self, "scale", float(self.scale))
+        except (TypeError, ValueError) as error:
+            raise DalifError(
+                Code.BAD_OPTION, f"encoding: scale is a number, mean and std are one or one a channel ({error})"
+            ) from error
         numbers = [self.scale, *_as_tuple(self.mean), *_as_tuple(self.std)]
         if not all(math.isfinite(number) for number in numbers):
             raise DalifError(Code.BAD_OPTION, "encoding: scale, mean and std must be finite numbers")
@@ -73,7 +78,7 @@ class Encoding:
                 return np.asarray(value).reshape(shape)
 
             codes = batch.astype(np.float64)
-            return ((codes * self.scale - spread(self.mean)) / spread(self.std)).astype(np.float32)
+            return _as_float32((codes * self.scale - spread(self.mean)) / spread(self.std))
         if batch.dtype.kind in "iu" and self.kind == "real":
             raise DalifError(
                 Code.BAD_DATA,
@@ -82,9 +87,7 @@ class Encoding:
             )
         if batch.dtype.kind not in "biuf":
             raise DalifError(Code.BAD_DATA, f"data of type {batch.dtype}: numbers are needed")
-        inputs = batch.astype(np.float32)
-        if not np.isfinite(inputs).all():
-            raise DalifError(Code.NOT_FINITE, "data: NaN or infinite values (or beyond float32)")
+        inputs = _as_float32(batch)
         if self.kind == "spikes" and not np.isin(inputs, (0.0, 1.0)).all():
             raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
         if self.kind == "uint8" and batch.dtype.kind in "iu":
@@ -116,6 +119,14 @@ class InputSpec:
                 Code.WRONG_SHAPE, f"data of shape {list(batch.shape)}: the model takes [N, {sizes}] ({meaning})"
             )
         return self.encoding.module_input(batch, feature_axis=2 if self.temporal else 1)
+
+
+def _as_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # it is told as an error, not as a warning
+        narrow = values.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise DalifError(Code.NOT_FINITE, "data: NaN or infinite values (or beyond float32)")
+    return narrow
 
 
 def _as_tuple(value: PerChannel) -> tuple[float, ...]:

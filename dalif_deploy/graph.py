@@ -47,8 +47,8 @@ class SpikingGraph:
         unordered = tuple(nodes)
         self._by_name: Mapping[str, Node] = {node.name: node for node in unordered}
         _check_names(unordered, self._by_name, output)
-        self.types: Mapping[str, TensorType] = _infer_types(unordered)
         self.nodes: tuple[Node, ...] = _in_order(unordered)
+        self.types: Mapping[str, TensorType] = _infer_types(unordered)
         self._check_readout()
         for node in self.nodes:
             for key, array in node.arrays().items():
@@ -150,8 +150,10 @@ def _check_names(nodes: tuple[Node, ...], by_name: Mapping[str, Node], output: s
         for edge in node.inputs:
             if edge.source not in by_name:
                 raise node._refuse(f"reads '{edge.source}', which is not a node")
-            if edge.delay < 0:
-                raise node._refuse(f"the edge from '{edge.source}' has a negative delay")
+            if not isinstance(edge.delay, int) or edge.delay < 0:
+                raise node._refuse(
+                    f"the edge from '{edge.source}' has a delay of {edge.delay!r}, not 0, 1, 2, ... steps"
+                )
 
 
 def _infer_types(nodes: tuple[Node, ...]) -> dict[str, TensorType]:
@@ -165,8 +167,9 @@ def _infer_types(nodes: tuple[Node, ...]) -> dict[str, TensorType]:
             sums = (node for node in waiting if node.arity is None)
             ready = [node for node in sums if any(edge.source in types for edge in node.inputs)][:1]
         if not ready:
+            # Not a cycle without a delay: those have no order.
             names = ", ".join(f"'{node.name}'" for node in waiting)
-            raise DalifError(Code.BAD_GRAPH, f"nodes in a cycle without a delay: {names}")
+            raise DalifError(Code.BAD_GRAPH, f"nodes that only hear each other, not the input: {names}")
         for node in ready:
             types[node.name] = _inferred(node, [types[e.source] for e in node.inputs if e.source in types])
             waiting.remove(node)

@@ -98,6 +98,8 @@ class Input(Node):
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         if not self.shape or min(self.shape) < 1:
             raise self._refuse(f"shape {self.shape} has no elements")
+        if self.kind not in ("spike", "count", "real"):
+            raise self._refuse(f"unknown kind {self.kind!r}")
         return TensorType(self.shape, self.temporal, self.kind, 1 if self.kind == "spike" else None)
 
 
@@ -134,6 +136,10 @@ class Conv2d(Node):
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         shape = inputs[0].shape
+        if self.weight.ndim != 4 or 0 in self.weight.shape:
+            raise self._refuse(f"weight of shape {self.weight.shape}; (out, in / groups, height, width) is needed")
+        _at_least(self, 1, stride=self.stride, dilation=self.dilation, groups=(self.groups,))
+        _at_least(self, 0, padding=self.padding)
         out_channels, per_group, *kernel = self.weight.shape
         if len(shape) != 3 or shape[0] != per_group * self.groups or out_channels % self.groups:
             raise self._refuse(f"weight {self.weight.shape} with {self.groups} groups does not fit input {shape}")
@@ -159,6 +165,8 @@ class Linear(Node):
     bias: Array | None = None
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        if self.weight.ndim != 2 or 0 in self.weight.shape:
+            raise self._refuse(f"weight of shape {self.weight.shape}; (out features, in features) is needed")
         out_features, in_features = self.weight.shape
         if inputs[0].shape != (in_features,):
             raise self._refuse(f"weight {self.weight.shape} does not fit input {inputs[0].shape}; flatten it first")
@@ -185,6 +193,9 @@ class BatchNorm(Node):
         for key, value in self.arrays().items():
             if value.shape != channels:
                 raise self._refuse(f"{key} {value.shape} does not fit input {inputs[0].shape}")
+        # Not a number either, where that is what it is.
+        if not np.all(self.variance + self.epsilon > 0.0):
+            raise self._refuse("variance + epsilon must be above 0")
         return _weighted(inputs, inputs[0].shape)
 
     def gain(self) -> Array:
@@ -251,6 +262,8 @@ class Neuron(Node):
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         if self.reset not in ("hard", "subtract") or self.fires_at not in ("ge", "gt"):
             raise self._refuse(f"unknown rule: reset {self.reset!r}, fires_at {self.fires_at!r}")
+        if not self.state or not all(math.isfinite(variable.initial) for variable in self.state):
+            raise self._refuse("needs at least one state variable, each with a finite initial value")
         for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale"):
             _broadcasts(self, key, getattr(self, key), inputs[0].shape)
         return TensorType(inputs[0].shape, True, "spike", 1)
@@ -289,6 +302,8 @@ class Pool2d(Node):
     def _map(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 3:
             raise self._refuse(f"needs an input of (channels, height, width), not {shape}")
+        _at_least(self, 1, kernel=self.kernel, stride=self.stride)
+        _at_least(self, 0, padding=self.padding)
         if any(2 * p > k for p, k in zip(self.padding, self.kernel, strict=True)):
             raise self._refuse("the padding is more than half the kernel")
         return (shape[0], *self.windows(shape[1:]))
@@ -360,6 +375,12 @@ class Readout(Node):
         if self.mode not in ("mean", "sum", "last", "max"):
             raise self._refuse(f"unknown readout {self.mode!r}")
         return TensorType(inputs[0].shape, False)
+
+
+def _at_least(node: Node, least: int, **fields: tuple[int, ...]) -> None:
+    for key, values in fields.items():
+        if min(values) < least:
+            raise node._refuse(f"{key} {values} must be at least {least}")
 
 
 def _broadcasts(node: Node, key: str, value: Array, shape: tuple[int, ...]) -> None:

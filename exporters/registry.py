@@ -99,6 +99,11 @@ def file_format(name: str) -> Format:
         return BUILT_IN[name]()
     registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in registered:
-        raise DalifError(Code.BAD_OPTION, f"format {name!r}: unknown; there are {', '.join([*BUILT_IN, *registered])}")
+        raise DalifError(Code.BAD_OPTION, f"format {name!r}: unknown; there are {', '.join(format_names())}")
     found: Format = registered[name].load()
     return found
+
+
+def format_names() -> tuple[str, ...]:
+    """The names of all formats, the built-in ones first."""
+    return tuple(dict.fromkeys([*BUILT_IN, *(point.name for point in entry_points(group=ENTRY_POINTS))]))

@@ -48,9 +48,10 @@ class NorseRuntime:
         neurons = [modules[layer.name] for layer in file.metadata.layers]
         self.neuron_class: str = qualified_names(neurons)
         """The class, or classes, of the neurons that run."""
+        wired = "nodes are wired by dalif_deploy, since norse.torch.from_nir runs them out of order where sums occur"
+        pooled = any(isinstance(node, nir.AvgPool2d) for node in file.graph.nodes.values())
         self.notes: tuple[str, ...] = (
-            "nodes are wired by dalif_deploy, since norse.torch.from_nir runs them out of order where sums occur",
-            "average pools are nirtorch's, since norse has none",
+            (wired, "average pools are nirtorch's, since norse has none") if pooled else (wired,)
         )
         """What is steered round."""
         steps: dict[str, Step] = {

@@ -139,14 +139,14 @@ def write(case: Case, folder: Path, name: str = "net.nir") -> Path:
 
 
 def smallest_margin(case: Case) -> float:
-    """The smallest |V - v_th|, relative to the scale of V's rounding error, over all neuron-steps."""
+    """The smallest |V - v_th|, relative to the bound on what rounding does to it, over all neuron-steps."""
     graph, batch = case
     margins: list[float] = []
 
     def visit(step: NeuronStep) -> None:
-        assert step.magnitude is not None
-        gap = np.abs(step.potential - step.neuron.v_threshold) / step.magnitude
+        assert step.bound is not None
+        gap = np.abs(step.potential - step.neuron.v_threshold) / step.bound
         margins.append(float(gap.min()))
 
-    replay(graph, batch, visit, magnitudes=True)
+    replay(graph, batch, visit, update="decay")
     return min(margins)

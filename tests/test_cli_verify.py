@@ -117,7 +117,10 @@ def test_exact_and_its_json(exported: dict[str, Path]) -> None:
         }  # fmt: skip
         assert runtime["spikes_compared"] == SAMPLES * 4 * neurons
         assert (runtime["verdict"], runtime["spikes_differing"], runtime["samples_differing"]) == ("exact", 0, 0)
-        assert (runtime["origins"], runtime["uncertain"], runtime["prediction_changes"]) == ([], [], 0)
+        assert (runtime["origins"], runtime["prediction_changes"]) == ([], 0)
+        for step in runtime["uncertain"]:  # as near to the threshold as its bound, and yet as the reference has it
+            assert step.keys() >= {"sample", "layer", "t", "index", "potential", "threshold", "margin", "bound"}
+            assert abs(step["margin"]) <= step["bound"]
         assert 0.0 <= runtime["max_logit_difference"] < 1e-4
 
 
@@ -162,6 +165,7 @@ def test_a_changed_weight_is_found_and_named(
         for origin in runtime["origins"]:
             assert origin.keys() >= {"sample", "layer", "t", "index", "potential", "threshold", "margin", "bound"}
             assert abs(origin["margin"]) > origin["bound"]
+            assert origin["within_bound"] is False
             assert origin["margin"] == pytest.approx(origin["potential"] - origin["threshold"])
         (tensor,) = runtime["tensors_differing"]
         assert (tensor["elements"], tuple(tensor["index"])) == (1, place)
@@ -336,6 +340,45 @@ def test_runtimes_are_chosen_by_name(exported: dict[str, Path], tmp_path: Path) 
     assert message == "--runtime onnxruntime: needs an exported .onnx file, and none was given"
     message = refused(tmp_path, Code.BAD_OPTION, "verify", DIGITS, "--runtime", "nonesuch")
     assert "torch, events, onnxruntime, norse, spikingjelly" in message
+
+
+@pytest.fixture
+def no_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (norse, spikingjelly):
+        monkeypatch.setattr(module, "available", lambda: "pip install it")
+
+
+@pytest.mark.usefixtures("no_simulators")
+def test_simulators_that_are_not_installed(exported: dict[str, Path], tmp_path: Path) -> None:
+    file = exported["nir"]
+    ran = done("verify", DIGITS, file, "--samples", 2, "--json")
+    verdict = ran.json()
+    assert [runtime["name"] for runtime in verdict["runtimes"]] == ["torch", "events", "events"]
+    assert f"{file}: not run in norse: not installed; pip install it" in verdict["notes"]
+    only = f"{file}: read back by dalif_deploy only"
+    assert done("verify", DIGITS, file, "--samples", 2).out.endswith(f"; {only}\n")
+    out = tmp_path / "x.nir"
+    ran = done("export", "--to", "nir", DIGITS, "-o", out)
+    assert ran.out.endswith(f"; {out}: read back by dalif_deploy only\n")
+    assert f"{out}: not run in norse: not installed; pip install it\n" in ran.err
+    # By name it is an error.
+    message = refused(tmp_path, Code.MISSING_PACKAGE, "verify", DIGITS, file, "--runtime", "norse")
+    assert message == "runtime norse: a package is not installed; run: pip install it"
+    np.save(tmp_path / "data.npy", stored_samples(2))
+    refused(tmp_path, Code.MISSING_PACKAGE, "run", file, "--data", tmp_path / "data.npy", "--runtime", "norse")
+
+
+@pytest.mark.simulators
+@pytest.mark.skipif(not SIMULATORS, reason="no NIR simulator is installed")
+def test_simulators_that_would_misread_a_file_are_left_out_unless_named(tmp_path: Path) -> None:
+    model, _ = model_of("threshold and reset", tmp_path)
+    done("export", "--to", "nir", model)
+    verdict = done("verify", model, tmp_path / "model.nir", "--json").json()
+    assert [runtime["name"] for runtime in verdict["runtimes"]] == ["torch", "events", "events"]
+    for name in SIMULATORS:
+        assert any(f"not run in {name}: " in note and "v_reset" in note for note in verdict["notes"])
+        message = refused(tmp_path, Code.RUNTIME_CANNOT_RUN, "verify", model, tmp_path / "model.nir", "--runtime", name)
+        assert "v_reset" in message
 
 
 def test_vacuous_layers_are_named_in_the_summary(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dalif_deploy.encoding import Encoding
-from dalif_deploy.equivalence import Comparer, Comparison, Outcome, simulate
+from dalif_deploy.equivalence import Arithmetic, Comparer, Comparison, Outcome, simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import readers
 from dalif_deploy.graph import SpikingGraph
@@ -152,7 +152,10 @@ def _refusal(name: str, candidate: Candidate) -> str | None:
 
 
 def _compared(case: Reference, candidate: str, recording: Recording) -> Comparison:
-    comparer = Comparer(candidate, case.graph, precision=CANDIDATES[candidate].precision)
+    kind = CANDIDATES[candidate]
+    arithmetic = Arithmetic(kind.precision, "sum" if kind.simulator is None else "decay")
+    graph = case.graph if kind.trained else fold(case.graph)
+    comparer = Comparer(candidate, graph, arithmetic=arithmetic, reference=case.graph)
     comparer.add(case.batch, case.recording, recording)
     return comparer.result()
 

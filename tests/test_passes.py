@@ -26,7 +26,6 @@ from dalif_deploy.nodes import (
     Conv2d,
     Edge,
     Flatten,
-    Input,
     Linear,
     MaxPool2d,
     Neuron,
@@ -848,7 +847,7 @@ def test_a_pass_that_breaks_its_promise_is_a_fault_of_ours() -> None:
 
 
 def test_folding_ensures_what_it_says() -> None:
-    assert FOLDING == (fold_batchnorm, fold_alpha, sum_pools)
+    assert (fold_batchnorm, fold_alpha, sum_pools) == FOLDING
     assert fold_batchnorm.ensures == (NO_BATCH_NORM,)
     assert fold_alpha.ensures == (UNIT_ALPHA,)
 

@@ -6,7 +6,7 @@ has a time axis, `_TIMED` handlers come first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -14,11 +14,9 @@ from torch.utils._pytree import tree_leaves
 from dalif_deploy.capturing import arithmetic, layers, shapes
 from dalif_deploy.capturing.call import Call, Handler
 from dalif_deploy.capturing.neurons import registration
+from dalif_deploy.capturing.record import Recorder
 from dalif_deploy.capturing.values import Val
 from dalif_deploy.errors import Code
-
-if TYPE_CHECKING:
-    from dalif_deploy.capturing.record import Recorder
 
 # fmt: off
 _CONSTANT = frozenset({

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dalif_deploy.capturing.aten import interpret
 from dalif_deploy.capturing.record import Recorder, intercepted
 from dalif_deploy.capturing.rollback import Numbering, Rolled, roll
 from dalif_deploy.capturing.runner import Form, drive, wrong_shape
@@ -155,7 +156,7 @@ class Attempts:
         return first
 
     def _record(self, x: torch.Tensor, form: Form, numbering: Numbering) -> Recorded:
-        recorder = Recorder(self._module, self._neurons)
+        recorder = Recorder(self._module, self._neurons, interpret)
         steps = range(self._timesteps)
         site = root_site(self._module)
         shape = tuple(x.shape[2 if form.temporal else 1 :])

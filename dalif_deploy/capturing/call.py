@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capturing.values import Const, Op, Val
+from dalif_deploy.capturing.record import Recorder
+from dalif_deploy.capturing.values import UNWRITTEN, Const, Op, Val
 from dalif_deploy.errors import Code, DalifError
-
-if TYPE_CHECKING:
-    from dalif_deploy.capturing.record import Recorder
 
 Result = Val | list[Val | None] | None
 """What becomes of an operation's outputs: a value each, None for what is not tracked."""
-
-UNWRITTEN = "unwritten"
-"""The kind of a buffer's entries that no timestep has written."""
 
 
 @dataclass(frozen=True)

@@ -20,29 +20,33 @@ from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capturing import aten
-from dalif_deploy.capturing.call import UNWRITTEN
 from dalif_deploy.capturing.state import Fingerprint, fingerprint, same_state
-from dalif_deploy.capturing.values import Const, Op, Site, Table, Val
+from dalif_deploy.capturing.values import UNWRITTEN, Const, Op, Site, Table, Val
 from dalif_deploy.errors import Code, DalifError
 
 _HERE = str(Path(__file__).parent)
 _NOT_USER_CODE = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(__file__).parent.parent))
 
 
+Interpreter = Callable[..., None]
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what happens to tracked tensors while it is active and `watching` the module.
 
-    `neurons`: the leaf modules by layer name. `calls` counts the calls of each, `heard` their nodes per call.
+    `neurons`: the leaf modules by layer name. `interpret`: what an operation means, called with this recorder,
+    the operation, its arguments as they were before it, its result and what it wrote in place. `calls` counts
+    the calls of each neuron, `heard` their nodes per call.
     Raises `DalifError` out of the module's forward for anything that cannot be captured.
     """
 
-    def __init__(self, module: torch.nn.Module, neurons: Mapping[str, torch.nn.Module]) -> None:
+    def __init__(self, module: torch.nn.Module, neurons: Mapping[str, torch.nn.Module], interpret: Interpreter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         named = [*module.named_parameters(), *module.named_buffers()]
         self.table = Table(iter(named))
         self.heard: dict[str, list[Op]] = {name: [] for name in neurons}
         self._neurons = neurons
+        self._interpret = interpret
         self._states: dict[str, Fingerprint] = {}
         self._names = {id(child): name for name, child in module.named_modules()}
         self._root = module
@@ -151,7 +155,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(target) not in self._values:  # a constant that is about to be overwritten
                 before = (target.clone(), *args[1:])
         out = func(*args, **kwargs)
-        aten.interpret(self, func, before, kwargs, out, target)
+        self._interpret(self, func, before, kwargs, out, target)
         self.buffers.selected(func, args, out)
         return out
 

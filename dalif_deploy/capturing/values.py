@@ -12,6 +12,9 @@ import torch
 
 from dalif_deploy.nodes import Array, frozen
 
+UNWRITTEN = "unwritten"
+"""The kind of an operation that stands for a timestep of a buffer which nothing has written yet."""
+
 
 @dataclass(frozen=True)
 class Site:

@@ -18,6 +18,8 @@ from dalif_deploy.errors import Code, DalifError
 
 F = TypeVar("F", bound=Callable[..., Any])
 INTERRUPTED = 130
+PATH = click.Path(path_type=Path, readable=False)
+"""A path as it is: whether it can be read is told by what reads it."""
 
 
 def loading_options(command: F) -> F:
@@ -27,7 +29,7 @@ def loading_options(command: F) -> F:
                      "checkpoint; the current folder is importable."),
         click.option("--model-arg", "model_args", multiple=True, metavar="NAME=VALUE", help="A keyword argument of "
                      "the factory; repeatable."),
-        click.option("--adapter", type=click.Path(path_type=Path), metavar="FILE.py", help="Python file run before "
+        click.option("--adapter", type=PATH, metavar="FILE.py", help="Python file run before "
                      "the model is built; it calls register_neuron for your own neuron classes."),
         click.option("--trust-pickle", is_flag=True, help="Unpickle a pickled module. This runs whatever code the "
                      "file holds."),

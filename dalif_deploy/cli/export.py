@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import Talk, force_option, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -22,9 +22,11 @@ Examples:
 
 
 @click.command("dalif-export", epilog=EXAMPLES)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option("--to", "target", required=True, help="What to write: onnx, nir, or pt (a model.pt of ours).")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Where to; default: MODEL's stem, beside it.")
+@click.argument("model", type=PATH)
+@click.option(
+    "--to", "target", required=True, metavar="onnx|nir|pt", help="What to write; pt is a model.pt, as save writes it."
+)
+@click.option("-o", "--output", type=PATH, help="Where to; default: MODEL's stem, beside it.")
 @click.option(
     "--graph",
     type=click.Choice(["unrolled"]),
@@ -57,7 +59,7 @@ Examples:
 )
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Inputs to verify on, .npz or .npy; default: the samples stored with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Verify on at most N samples.")
@@ -70,9 +72,9 @@ def command(
 ) -> int:  # fmt: skip
     """Write a trained DA-LIF network, MODEL, as ONNX or NIR.
 
-    MODEL is a model.pt (dalif_deploy.save), a checkpoint with --model, or a .nir of ours; it is recognised by
-    its content. Alpha and BatchNorm are folded into the weights, beta into the leak; every step of that is
-    proved on sample inputs, the file is read back, and it is verified before it takes its name.
+    MODEL is a model.pt (dalif_deploy.save), a checkpoint with --model, or a .nir that dalif-export wrote; it is
+    recognised by its content. Alpha and BatchNorm are folded into the weights, beta into the leak; every step
+    of that is proved on sample inputs, the file is read back, and it is verified before it takes its name.
 
     Exit status: 0 written; 1 the model cannot be exported exactly, or the file diverges; 2 unusable input.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import Talk, force_option, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -19,11 +19,11 @@ Examples:
 
 
 @click.command("dalif-run", epilog=EXAMPLES)
-@click.argument("model", metavar="EXPORTED|MODEL", type=click.Path(path_type=Path))
+@click.argument("model", metavar="EXPORTED|MODEL", type=PATH)
 @click.option(
     "--data",
     required=True,
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Inputs, .npz with `inputs` and perhaps `labels`, or .npy.",
 )
 @click.option("--runtime", metavar="NAME", help="Default: onnxruntime for an .onnx, events otherwise.")
@@ -31,7 +31,7 @@ Examples:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="OUT.npz",
     help="Write logits [N, K], predictions [N], rates.<layer>, and with --spikes spikes.<layer> [N, T, ...].",
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import Talk, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import PATH, Talk, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -20,11 +20,11 @@ Examples:
 
 
 @click.command("dalif-verify", epilog=EXAMPLES)
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("exported", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("model", type=PATH)
+@click.argument("exported", nargs=-1, type=PATH)
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Inputs, .npz with `inputs` and perhaps `labels`, or .npy; default: the samples stored with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="At most N samples.")

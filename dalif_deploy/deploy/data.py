@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from dalif_deploy.errors import Code, DalifError
 
 SEED = 20_24
 BATCH = 32
-NPY = b"\x93NUMPY"
+NPY, ZIP = b"\x93NUMPY", b"PK"
 Progress = Callable[[int, int], None]
 """Called after every batch with the number of samples done, and of all."""
 
@@ -52,23 +53,15 @@ def read_data(path: Path) -> Data:
             head = file.read(6)
     except OSError as error:
         raise DalifError(Code.FILE_MISSING, f"{path}: {error.strerror or error}; check the path") from error
-    if head and not head.startswith((NPY, b"PK")):
+    if not any(head.startswith(magic) or magic.startswith(head) for magic in (NPY, ZIP)):  # the head may be cut
         raise DalifError(
             Code.FOREIGN_FILE,
             f"{path}: not a NumPy file; give an .npz with `inputs` and perhaps `labels`, or an .npy",
         )
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _checked(path, loaded, None)
-        with loaded:
-            if "inputs" not in loaded:
-                names = ", ".join(loaded.files[:8]) or "nothing"
-                more = ", ..." if len(loaded.files) > 8 else ""
-                raise DalifError(
-                    Code.BAD_DATA, f"{path}: has no array `inputs`, but {names}{more}; save the data under that name"
-                )
-            return _checked(path, loaded["inputs"], loaded.get("labels"))
+        # NumPy leaves a file open that it opened itself and cannot read.
+        with path.open("rb") as file:
+            return _read(path, np.load(file, allow_pickle=False))
     except DalifError:
         raise
     except Exception as error:  # damaged bytes make zipfile, zlib and NumPy raise nearly anything
@@ -79,6 +72,19 @@ def read_data(path: Path) -> Data:
         raise DalifError(
             Code.FILE_DAMAGED, f"{path}: the file is empty, truncated or damaged; save or copy it again"
         ) from error
+
+
+def _read(path: Path, loaded: Any) -> Data:
+    if isinstance(loaded, np.ndarray):
+        return _checked(path, loaded, None)
+    with loaded:
+        if "inputs" not in loaded:
+            names = ", ".join(loaded.files[:8]) or "nothing"
+            more = ", ..." if len(loaded.files) > 8 else ""
+            raise DalifError(
+                Code.BAD_DATA, f"{path}: has no array `inputs`, but {names}{more}; save the data under that name"
+            )
+        return _checked(path, loaded["inputs"], loaded.get("labels"))
 
 
 def _checked(path: Path, inputs: NDArray[np.generic], labels: NDArray[np.generic] | None) -> Data:

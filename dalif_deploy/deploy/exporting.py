@@ -19,7 +19,7 @@ from dalif_deploy.deploy.saving import write_model
 from dalif_deploy.deploy.verifying import verify
 from dalif_deploy.equivalence import RuntimeComparison, Verdict
 from dalif_deploy.errors import Code, DalifError
-from dalif_deploy.exporters.registry import file_format
+from dalif_deploy.exporters.registry import file_format, format_names
 from dalif_deploy.graph import SpikingGraph
 
 
@@ -74,6 +74,8 @@ def export(
     Raises `DalifError`: what opening the model raises; UNSUPPORTED_LAYER, TARGET_CANNOT_HOLD, FOLD_MISMATCH,
     EXPORT_DIVERGES (as `DivergentError`), OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
     """
+    if to not in (known := (*format_names(), "pt")):
+        raise DalifError(Code.BAD_OPTION, f"--to {to}: unknown; there are {', '.join(known)}")
     opened = open_model(model, options or LoadOptions())
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
@@ -101,7 +103,8 @@ def export(
             if not verdict.passes():
                 raise DivergentError(target, verdict)
         digest = sha256(temporary)
-    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, (*opened.notes, *format_.details(content)))
+    notes = dict.fromkeys((*opened.notes, *format_.details(content), *(verdict.notes if verdict else ())))
+    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes))
 
 
 class DivergentError(DalifError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -44,6 +44,13 @@ def sha256(path: Path) -> str:
 def check_output(path: Path, *, model: Path | None, force: bool, data: Path | None = None) -> None:
     """Whether `path` may be written. Raises `DalifError`: NO_FOLDER, OUTPUT_IS_INPUT where it is the model or the
     data (even with `force`), OUTPUT_EXISTS."""
+    try:
+        _check_output(path, {"model": model, "data": data}, force=force)
+    except OSError as error:  # such as a name that is too long
+        raise DalifError(Code.NO_FOLDER, f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _check_output(path: Path, inputs: Mapping[str, Path | None], *, force: bool) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise DalifError(Code.NO_FOLDER, f"{path}: the folder {folder} does not exist; create it first")
@@ -51,7 +58,7 @@ def check_output(path: Path, *, model: Path | None, force: bool, data: Path | No
         raise DalifError(Code.NO_FOLDER, f"{path}: is a folder; name a file in it")
     if path.exists() and not path.is_file():  # replacing /dev/null would be a lasting surprise
         raise DalifError(Code.NO_FOLDER, f"{path}: is a device or pipe; a file is written beside it, so name a file")
-    for name, source in (("model", model), ("data", data)):
+    for name, source in inputs.items():
         if source is not None and path.exists() and source.exists() and path.samefile(source):
             raise DalifError(
                 Code.OUTPUT_IS_INPUT, f"{path}: the output is the {name} itself; give another name with -o"
@@ -59,16 +66,17 @@ def check_output(path: Path, *, model: Path | None, force: bool, data: Path | No
     if path.exists() and not force:
         raise DalifError(Code.OUTPUT_EXISTS, f"{path}: exists; give --force to replace it, or another name with -o")
     if not os.access(folder, os.W_OK):
-        raise DalifError(Code.NO_FOLDER, f"{path}: the folder {folder} cannot be written")
+        raise DalifError(Code.NO_FOLDER, f"{path}: the folder {folder} cannot be written; choose another with -o")
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which becomes `path` when the block ends and is removed if it raises."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(prefix=".dalif-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # mkstemp's file is private; the result gets what any new file of this user gets.
         umask = os.umask(0)
@@ -78,4 +86,5 @@ def written_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DalifError(Code.NO_FOLDER, f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)

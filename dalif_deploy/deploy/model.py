@@ -65,7 +65,8 @@ class Model:
     def data(self, limit: int | None = None) -> Data:
         """The model's own samples, else seeded ones; at most `limit`."""
         if self.samples is not None:
-            return Data(self.samples.inputs, None, "the samples stored with the model").first(limit)
+            origin = "the samples it was captured on" if self.captured else "the samples stored with the model"
+            return Data(self.samples.inputs, None, origin).first(limit)
         return seeded_data(self.graph.input_spec, limit or SEEDED_SAMPLES)
 
 
@@ -153,7 +154,7 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
         )  # fmt: skip
     rng = np.random.default_rng(0)
     time = (options.timesteps,) if options.temporal else ()
-    example = rng.random((2, *time, *options.input_shape), dtype=np.float32)
+    example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
     return captured_model(
         module, example_input=example, timesteps=options.timesteps, layout=options.layout,
         readout=options.readout, temporal=options.temporal,
@@ -173,7 +174,9 @@ def _from_torch(path: Path, options: LoadOptions) -> Model:
         module = unpickle(path)
         if not isinstance(module, torch.nn.Module):
             raise DalifError(
-                Code.FOREIGN_FILE, f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed"
+                Code.FOREIGN_FILE,
+                f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed; name the code that builds it "
+                "with --model package.module:factory",
             ) from error
         return _from_module(module, options)
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))

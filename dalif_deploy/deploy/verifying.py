@@ -36,6 +36,8 @@ from dalif_deploy.runtimes.protocol import Runtime
 from dalif_deploy.runtimes.registry import RuntimeKind, Takes, open_runtime, runtime_kind, runtime_kinds
 
 REFERENCE = "training graph, float64, frozen alpha and beta"
+READ_BACK_ONLY = "read back by dalif_deploy only"
+"""How the note ends on a file that no simulator ran."""
 
 
 @dataclass
@@ -211,7 +213,7 @@ def _add_file(
         candidates.found.append(_candidate(model, folded, kind, file.open(kind), path, tensors))
         simulated = simulated or not reads_back
     if not simulated and format_.name in READ_BACK:
-        candidates.notes.append(f"{path}: read back by dalif_deploy only")
+        candidates.notes.append(f"{path}: {READ_BACK_ONLY}")
 
 
 def _unable(file: ExportedFile, kind: RuntimeKind) -> str | None:

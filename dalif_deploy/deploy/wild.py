@@ -108,7 +108,7 @@ def _attribute(module_name: str, attribute: str, factory: str) -> Callable[..., 
     except Exception as error:  # importing runs the user's code
         raise DalifError(Code.BAD_OPTION, f"--model {factory}: {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise DalifError(Code.BAD_OPTION, f"--model {factory}: is not callable")
+        raise DalifError(Code.BAD_OPTION, f"--model {factory}: is not callable; name a function or class")
     return found
 
 

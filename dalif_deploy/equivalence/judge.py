@@ -45,7 +45,8 @@ class NeuronStepFinding:
 
     `sample`: index in the data. `index`: the neuron's place in its layer. `fired`: what the candidate did.
     `potential`, `threshold`, `margin` (potential - threshold) and `bound` are in the trained model's units.
-    `proved`: False where no bound is derived for a node kind before this layer; the bound then is infinite.
+    `proved`: False where the bound is infinite: none is derived for a node kind before this layer, or the
+    precision may overflow.
     """
 
     sample: int
@@ -124,7 +125,7 @@ class _Judging:
         for place in map(tuple, np.argwhere(distance <= bound)):
             self.uncertain.append(self._finding(step, place, fired, margin, bound))
             self.certified[place[0]] = False
-        place = tuple(np.unravel_index(int(np.argmin(distance)), distance.shape))
+        place = np.unravel_index(int(np.argmin(distance * np.abs(step.neuron.potential_scale))), distance.shape)
         nearest = self._finding(step, place, fired, margin, bound)
         if self.closest is None or abs(nearest.margin) < abs(self.closest.margin):
             self.closest = nearest
@@ -145,5 +146,5 @@ class _Judging:
             threshold=unit * float(np.broadcast_to(neuron.v_threshold, margin.shape)[place]),
             margin=unit * float(margin[place]),
             bound=abs(unit) * float(bound[place]),
-            proved=step.proved,
+            proved=step.proved and bool(np.isfinite(bound[place])),
         )

@@ -40,7 +40,10 @@ class MembraneError:
         decay = np.where(neuron.beta == 1.0, 0.0, gamma(3.0)) * np.abs(neuron.v_threshold)
         self.threshold_error: Array = threshold + (decay if update == "decay" else 0.0)
         """How far the threshold that is compared with lies from the exact one."""
-        self._held: Values | float = 0.0
+        initial = np.asarray(neuron.state[0].initial, dtype=np.float64)
+        _, self._held = rounded(initial)
+        if update == "decay":  # k H, and k itself, are rounded as well
+            self._held = self._held + gamma(3.0) * np.abs(initial)
 
     def integrate(self, before: Values, current: Values, current_error: Values, potential: Values) -> Values:
         """The error of V[t], given H[t-1], X[t] with its error, and V[t], all exact values."""

@@ -43,10 +43,10 @@ def compare_parameters(
         else:
             unequal = np.asarray(expected[name] != found[name])
             if count := int(np.count_nonzero(unequal)):
-                gap = np.where(
-                    unequal, np.abs(found[name].astype(np.float64) - expected[name].astype(np.float64)), -1.0
-                )
-                gap = np.where(np.isnan(gap), np.inf, gap)
+                # Where both hold the same infinity the difference is no number, but nothing differs there either.
+                with np.errstate(invalid="ignore", over="ignore"):
+                    gap = np.abs(found[name].astype(np.float64) - expected[name].astype(np.float64))
+                gap = np.where(unequal, np.where(np.isnan(gap), np.inf, gap), -1.0)
                 place = tuple(int(i) for i in np.unravel_index(int(np.argmax(gap)), gap.shape))
                 differences.append(ParameterDifference(name, "values differ", count, float(gap[place]), place))
     return tuple(differences)

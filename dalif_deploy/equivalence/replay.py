@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import MembraneError, Update
 from dalif_deploy.equivalence.rounding import node_error, unbounded_where_undefined
+from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
 from dalif_deploy.operators import Values, evaluate, reduce_time
@@ -89,8 +90,18 @@ class _Replay:
         history: Mapping[str, SpikeTrain] | None,
         update: Update | None,
     ) -> None:
+        for neuron in graph.neurons:
+            names = [variable.name for variable in neuron.state]
+            if names != ["membrane"]:
+                raise DalifError(
+                    Code.RUNTIME_CANNOT_RUN,
+                    f"node '{neuron.name}' (Neuron): has the state variables {', '.join(names)}; "
+                    "only neurons whose only state is 'membrane' can be replayed",
+                )
         self.graph = graph
         self.inputs = graph.input_spec.module_input(batch).astype(np.float64)
+        if graph.input.kind == "spike" and not np.isin(self.inputs, (0.0, 1.0)).all():
+            raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
         self.visit = visit
         self.history = history
         self.bounded = update is not None

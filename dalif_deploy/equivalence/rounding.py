@@ -56,7 +56,8 @@ def gamma(roundings: float | Values) -> Values:
 
 def rounded(values: Array) -> tuple[Array, Array]:
     """What float32 makes of parameters, as float64, and the absolute errors of that."""
-    narrow = values.astype(np.float32).astype(np.float64)
+    with np.errstate(over="ignore"):  # an infinite error says that float32 cannot hold it
+        narrow = values.astype(np.float32).astype(np.float64)
     return frozen(narrow), frozen(np.abs(narrow - values))
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dalif_deploy.deploy.running import RunResult
+from dalif_deploy.deploy.verifying import READ_BACK_ONLY
 from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
 from dalif_deploy.nodes import Array
 
@@ -29,7 +30,7 @@ def one_line(verdict: Verdict) -> str:
         text += f"; tensors that differ: {', '.join(tensors)}"
     if verdict.vacuous:
         text += f"; vacuous: {', '.join(verdict.vacuous)} never or always fired"
-    return text
+    return "; ".join([text, *(note for note in verdict.notes if note.endswith(READ_BACK_ONLY))])
 
 
 def print_verdict(verdict: Verdict, console: Console | None = None) -> None:

@@ -4,6 +4,8 @@ The input is `input`, float32 [batch, *shape] or, where it is temporal, [batch, 
 module takes. The output is `logits` [batch, K]. Stateless layers are computed once for all timesteps on
 [T * batch, ...], time-major; what does not change over time is computed once; only neurons, and whatever a
 delayed edge makes recurrent, are written timestep by timestep.
+
+Precisions "exact" and "exact64" take a snapped graph and are written by `onnx_exact`.
 """
 
 from __future__ import annotations
@@ -19,13 +21,17 @@ from onnx import helper, numpy_helper
 from dalif_deploy import __version__
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.onnx_builder import BATCH, FLOAT, INPUT, LOGITS, STACKED_BATCH, Builder, Signal
+from dalif_deploy.exporters.onnx_exact import ExactWriter
 from dalif_deploy.exporters.onnx_layers import Place, write
 from dalif_deploy.exporters.onnx_neuron import NeuronWriter
+from dalif_deploy.exporters.onnx_order import components
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.lattice import Lattice
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nodes import BatchNorm, Input, Neuron, Node, Readout, Zeros
 
 Outputs = Literal["logits", "spikes"]
+Precision = Literal["float32", "exact", "exact64"]
 
 LOWEST_OPSET = 18
 # Protobuf holds no message of 2 GiB; the rest of a file is small against this reserve.
@@ -33,7 +39,13 @@ LARGEST_PARAMETERS = 2**31 - 2**24
 
 
 def to_onnx(
-    graph: SpikingGraph, *, opset: int = LOWEST_OPSET, outputs: Outputs = "logits", metadata: Mapping[str, str] = {}
+    graph: SpikingGraph,
+    *,
+    opset: int = LOWEST_OPSET,
+    outputs: Outputs = "logits",
+    precision: Precision = "float32",
+    lattices: Mapping[str, Lattice] | None = None,
+    metadata: Mapping[str, str] = {},
 ) -> onnx.ModelProto:
     """The ONNX model of a folded graph: no BatchNorm, and every neuron's alpha is 1.
 
@@ -42,18 +54,28 @@ def to_onnx(
     of the model's metadata. Parameters are rounded to float32 once. The model has passed ONNX's checker and
     its strict shape inference. The same graph gives the same bytes.
 
-    Raises `DalifError`: BAD_GRAPH for a graph that is not folded, BAD_OPTION for an opset below 18 or above
-    what the installed onnx knows, for unknown outputs, and for metadata that would overwrite the exporter's;
-    TARGET_CANNOT_HOLD, naming the node, for a parameter beyond float32 or a node that has no exact form, and
-    for parameters of 2 GB and more.
+    `precision`: "exact" and "exact64" take what `dalif_deploy.passes.snap.snap` made of the folded graph for
+    that precision, the graph and its `lattices`; see `onnx_exact` for what the file then is. Its metadata has
+    two more entries, `precision` and `certificate`.
+
+    Raises `DalifError`: BAD_GRAPH for a graph that is not folded, or not snapped, BAD_OPTION for an opset below
+    18 or above what the installed onnx knows, for unknown outputs or precisions, for lattices that are missing or
+    not for this precision, and for metadata that would overwrite the exporter's; TARGET_CANNOT_HOLD, naming the
+    node, for a parameter beyond float32 or a node that has no exact form, and for parameters of 2 GB and more.
     """
-    _check_options(opset, outputs)
+    _check_options(opset, outputs, precision, lattices)
     _check_folded(graph)
     entries = FileMetadata.of(graph).to_strings()
+    if precision == "float32":
+        onnx_graph = _Writer(graph).write(outputs)
+    else:
+        assert lattices is not None
+        exact = ExactWriter(graph, lattices, precision)
+        onnx_graph = exact.write(outputs)
+        entries |= exact.metadata()
+    _check_size(sum(len(tensor.raw_data) for tensor in onnx_graph.initializer))
     if taken := sorted(set(entries) & set(metadata)):
         raise DalifError(Code.BAD_OPTION, f"metadata {', '.join(taken)}: the exporter writes these entries itself")
-    writer = _Writer(graph)
-    onnx_graph = writer.write(outputs)
     model = helper.make_model(
         onnx_graph,
         opset_imports=[helper.make_opsetid("", opset)],
@@ -72,9 +94,9 @@ def to_onnx(
 
 
 def parameters(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    """The float initialisers of a model by name: weights, biases, thresholds, leaks, and constants.
+    """The initialisers of a model by name: weights, biases, thresholds, leaks, and constants.
 
-    For comparison with those of a fresh export; integers (axes and shapes) are left out. Raises `DalifError`
+    For comparison with those of a fresh export; int64 (axes, shapes and places) is left out. Raises `DalifError`
     (FILE_DAMAGED) for an initialiser that does not hold what it declares, (FOREIGN_FILE) for one that lies in
     another file.
     """
@@ -86,12 +108,12 @@ def parameters(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
             values = numpy_helper.to_array(tensor)
         except (ValueError, TypeError, KeyError) as error:
             raise DalifError(Code.FILE_DAMAGED, f"initialiser '{tensor.name}' cannot be read: {error}") from error
-        if values.dtype.kind == "f":
+        if values.dtype != np.int64:
             found[tensor.name] = values
     return found
 
 
-def _check_options(opset: int, outputs: str) -> None:
+def _check_options(opset: int, outputs: str, precision: str, lattices: Mapping[str, Lattice] | None) -> None:
     highest = onnx.defs.onnx_opset_version()
     if isinstance(opset, bool) or not isinstance(opset, int) or not LOWEST_OPSET <= opset <= highest:
         raise DalifError(
@@ -101,6 +123,14 @@ def _check_options(opset: int, outputs: str) -> None:
         )
     if outputs not in get_args(Outputs):
         raise DalifError(Code.BAD_OPTION, f"outputs {outputs!r}: give 'logits' or 'spikes'")
+    if precision not in get_args(Precision):
+        raise DalifError(Code.BAD_OPTION, f"precision {precision!r}: give {', '.join(map(repr, get_args(Precision)))}")
+    if (lattices is None) != (precision == "float32"):
+        what = "takes no lattices" if lattices is not None else "takes a snapped graph and its lattices"
+        raise DalifError(
+            Code.BAD_OPTION,
+            f"precision {precision!r}: {what}; dalif_deploy.passes.snap.snap(graph, precision) makes them",
+        )
 
 
 def _check_folded(graph: SpikingGraph) -> None:
@@ -112,11 +142,14 @@ def _check_folded(graph: SpikingGraph) -> None:
                 f"node '{node.name}' ({type(node).__name__}): {what}; the ONNX exporter takes a folded graph: "
                 "call dalif_deploy.fold(graph) first",
             )
-    size = sum(4 * array.size for node in graph.nodes for array in node.arrays().values())
+    _check_size(sum(4 * array.size for node in graph.nodes for array in node.arrays().values()))
+
+
+def _check_size(size: int) -> None:
     if size >= LARGEST_PARAMETERS:
         raise DalifError(
             Code.TARGET_CANNOT_HOLD,
-            f"the parameters take {size / 2**30:.2f} GiB in float32, and one ONNX file holds less than 2 GiB",
+            f"the parameters take {size / 2**30:.2f} GiB, and one ONNX file holds less than 2 GiB",
         )
 
 
@@ -252,37 +285,3 @@ class _Writer:
         perm = [1, 0, *range(2, 2 + len(signal.shape))]
         self._builder.node("Transpose", [self._by_timestep(neuron, signal)], name, perm=perm)
         return helper.make_tensor_value_info(name, FLOAT, [BATCH, self._graph.timesteps, *signal.shape])
-
-
-def components(graph: SpikingGraph) -> list[tuple[Node, ...]]:
-    """The nodes in groups that feed each other in a circle (through delayed edges), mostly groups of one.
-
-    Groups come after all groups that they read from at any timestep; within one, the graph's order holds.
-    """
-    order = {node.name: i for i, node in enumerate(graph.nodes)}
-    ancestors = {node.name: _ancestors(graph, node.name) for node in graph.nodes}
-    waiting = list(graph.nodes)
-    done: set[str] = set()
-    groups = []
-    while waiting:
-        first = next(
-            node
-            for node in waiting
-            if all(name in done or node.name in ancestors[name] for name in ancestors[node.name] - {node.name})
-        )
-        members = {first.name} | {name for name in ancestors[first.name] if first.name in ancestors[name]}
-        groups.append(tuple(graph[name] for name in sorted(members, key=order.__getitem__)))
-        done |= members
-        waiting = [node for node in waiting if node.name not in members]
-    return groups
-
-
-def _ancestors(graph: SpikingGraph, name: str) -> set[str]:
-    found: set[str] = set()
-    stack = [name]
-    while stack:
-        for edge in graph[stack.pop()].inputs:
-            if edge.source not in found:
-                found.add(edge.source)
-                stack.append(edge.source)
-    return found

@@ -1,4 +1,4 @@
-"""An ONNX graph in the making: nodes, initialisers rounded once to float32, and values over time.
+"""An ONNX graph in the making: nodes, initialisers rounded once, and values over time.
 
 Names are made so that a viewer reads the file like the network. A node's output is `<node>/output`, of one
 timestep `<node>/t3/output`; parameters are `<node>.<field>`. Node names hold no "/", so none can collide.
@@ -22,7 +22,12 @@ LOGITS = "logits"
 BATCH = "batch"
 STACKED_BATCH = "timesteps*batch"
 
-FLOAT = onnx.TensorProto.FLOAT
+ElementType = int
+"""An element type of ONNX's."""
+FLOAT: ElementType = onnx.TensorProto.FLOAT
+DOUBLE: ElementType = onnx.TensorProto.DOUBLE
+UINT8: ElementType = onnx.TensorProto.UINT8
+INT32: ElementType = onnx.TensorProto.INT32
 
 
 class Builder:
@@ -44,21 +49,27 @@ class Builder:
         name: str | None = None,
         shape: Sequence[int] | None = None,
         batch: str = BATCH,
+        element: ElementType = FLOAT,
         **attributes: Any,
     ) -> str:
         """Add a node with one output and return the output's name.
 
-        `shape`, where given, is declared as the output's: [`batch`, *shape] in float32.
+        `shape`, where given, is declared as the output's: [`batch`, *shape] of type `element`.
         """
         self.nodes.append(helper.make_node(op, inputs, [output], name=name or output, **attributes))
         if shape is not None:
-            self.declare(output, shape, batch)
+            self.declare(output, shape, batch, element)
         return output
 
-    def declare(self, value: str, shape: Sequence[int], batch: str = BATCH) -> None:
-        """Declare the float32 value [`batch`, *shape]; the outputs of the graph declare themselves."""
+    def split(self, value: str, outputs: Sequence[str], *, name: str, axis: int) -> list[str]:
+        """Add a node that cuts `value` into equal parts along `axis`; returns `outputs`."""
+        self.nodes.append(helper.make_node("Split", [value], outputs, name=name, axis=axis, num_outputs=len(outputs)))
+        return list(outputs)
+
+    def declare(self, value: str, shape: Sequence[int], batch: str = BATCH, element: ElementType = FLOAT) -> None:
+        """Declare the value [`batch`, *shape]; the outputs of the graph declare themselves."""
         if value != LOGITS:
-            self.shapes[value] = helper.make_tensor_value_info(value, FLOAT, [batch, *shape])
+            self.shapes[value] = helper.make_tensor_value_info(value, element, [batch, *shape])
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
         """An initialiser that is no parameter of a node; the same name gives the same values every time."""
@@ -70,15 +81,16 @@ class Builder:
         """A vector of int64, shared wherever the same numbers are needed."""
         return self.constant("integers/" + ",".join(map(str, values)), np.array(values, dtype=np.int64))
 
-    def parameter(self, owner: Node, field: str, values: Array) -> str:
-        """The initialiser `<owner>.<field>`, shared over the timesteps: `values` rounded once to float32.
+    def parameter(self, owner: Node, field: str, values: Array, element: ElementType = FLOAT) -> str:
+        """The initialiser `<owner>.<field>`, shared over the timesteps: `values` rounded once, to float32 or
+        to `element`.
 
         Raises `DalifError` (TARGET_CANNOT_HOLD) where a value lies beyond float32's range.
         """
         name = f"{owner.name}.{field}"
         if name not in self.initialisers:
             with np.errstate(over="ignore"):
-                rounded = values.astype(np.float32)
+                rounded = values.astype(helper.tensor_dtype_to_np_dtype(element))
             if not np.isfinite(rounded).all():
                 worst = float(np.abs(values).max())
                 raise DalifError(
@@ -113,10 +125,12 @@ class Signal:
         static: str | None = None,
         stacked: str | None = None,
         steps: list[str] | None = None,
+        element: ElementType = FLOAT,
     ) -> None:
         self.name = name
         self.shape = shape
         self.static = static
+        self.element = element
         self._builder = builder
         self._stacked = stacked
         self._steps = steps
@@ -148,8 +162,9 @@ class Signal:
             else:
                 output = f"{self.name}/{'output' if self.static is None else 'repeated'}"
                 self._stacked = self._builder.node(
-                    "Concat", parts, output, name=f"{self.name}/stack", shape=self.shape, batch=STACKED_BATCH, axis=0
-                )
+                    "Concat", parts, output, name=f"{self.name}/stack", shape=self.shape, batch=STACKED_BATCH,
+                    element=self.element, axis=0,
+                )  # fmt: skip
         return self._stacked
 
     def zeros(self) -> str:
@@ -159,7 +174,10 @@ class Signal:
             size = builder.node(
                 "Concat", [builder.batch_size(), builder.integers(*self.shape)], f"{self.name}/zeros/shape", axis=0
             )
-            self._zeros = builder.node("ConstantOfShape", [size], f"{self.name}/zeros", shape=self.shape)
+            value = {} if self.element == FLOAT else {"value": helper.make_tensor("", self.element, [1], [0])}
+            self._zeros = builder.node(
+                "ConstantOfShape", [size], f"{self.name}/zeros", shape=self.shape, element=self.element, **value
+            )
         return self._zeros
 
     def _split(self, stacked: str) -> list[str]:
@@ -167,9 +185,6 @@ class Signal:
         if timesteps == 1:
             return [stacked]
         outputs = [f"{self.name}/t{t}/output" for t in range(timesteps)]
-        self._builder.nodes.append(
-            helper.make_node("Split", [stacked], outputs, name=f"{self.name}/split", axis=0, num_outputs=timesteps)
-        )
         for output in outputs:
-            self._builder.declare(output, self.shape)
-        return outputs
+            self._builder.declare(output, self.shape, element=self.element)
+        return self._builder.split(stacked, outputs, name=f"{self.name}/split", axis=0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dalif_deploy.errors import Code, DalifError
-from dalif_deploy.exporters.onnx_builder import Builder
+from dalif_deploy.exporters.onnx_builder import FLOAT, Builder, ElementType
 from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
@@ -32,10 +32,19 @@ Shape = tuple[int, ...]
 
 class Place:
     """Where a node is written: its prefix (`conv1`, or `conv1/t3` of one timestep), its output's name and
-    shapes. `inputs`: the names of its input values; `shape`: of the first input, without the batch."""
+    shapes. `inputs`: the names of its input values; `shape`: of the first input, without the batch; `element`:
+    the type of the output's elements."""
 
     def __init__(
-        self, builder: Builder, prefix: str, output: str, inputs: Sequence[str], shape: Shape, out: Shape, batch: str
+        self,
+        builder: Builder,
+        prefix: str,
+        output: str,
+        inputs: Sequence[str],
+        shape: Shape,
+        out: Shape,
+        batch: str,
+        element: ElementType = FLOAT,
     ) -> None:
         self.builder = builder
         self.prefix = prefix
@@ -44,11 +53,19 @@ class Place:
         self.shape = shape
         self._out = out
         self._batch = batch
+        self._element = element
 
     def last(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """The node that makes the output."""
         return self.builder.node(
-            op, inputs, self.output, name=self.prefix, shape=self._out, batch=self._batch, **attributes
+            op,
+            inputs,
+            self.output,
+            name=self.prefix,
+            shape=self._out,
+            batch=self._batch,
+            element=self._element,
+            **attributes,
         )
 
     def inner(self, op: str, inputs: Sequence[str], role: str, **attributes: Any) -> str:

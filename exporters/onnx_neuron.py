@@ -1,7 +1,7 @@
 """A folded neuron layer as stock ONNX operators, one timestep after the other.
 
     V[t] = H[t-1] * beta + X[t]             Mul, Add; two roundings, as in the folded graph's definition
-    S[t] = V[t] >= v_threshold              GreaterOrEqual (fires_at "gt": Greater), Cast to float32
+    S[t] = V[t] >= v_threshold              GreaterOrEqual (fires_at "gt": Greater), Cast
     H[t] = V[t] * (1 - S[t]) + v_reset * S[t]      reset "hard"; the last term only where v_reset is not 0
     H[t] = V[t] - v_threshold * S[t]               reset "subtract"
 
@@ -10,75 +10,121 @@ Before step 0 the membrane holds its initial value, so V[0] = X[0] where that is
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from onnx import helper
 
 from dalif_deploy.errors import Code, DalifError
-from dalif_deploy.exporters.onnx_builder import FLOAT, Builder
-from dalif_deploy.nodes import Neuron, frozen
+from dalif_deploy.exporters.onnx_builder import FLOAT, Builder, ElementType
+from dalif_deploy.nodes import Array, Neuron, frozen
+
+
+@dataclass(frozen=True)
+class NeuronForm:
+    """How a layer's numbers lie in the file: the element types of the membrane (float32 or float64) and of the
+    spikes, whether channels come last, and whether the potential of every timestep has a name of its own."""
+
+    membrane: ElementType = FLOAT
+    spikes: ElementType = FLOAT
+    channels_last: bool = False
+    named_potentials: bool = False
 
 
 class NeuronWriter:
-    """Writes the timesteps of one neuron layer of `shape`, in order.
+    """Writes the timesteps of one neuron layer, in order. `shape`: of its values, as they lie in the file.
 
     Raises `DalifError` (TARGET_CANNOT_HOLD) for a neuron with more state than its membrane, and for a
     threshold that float32 cannot tell from zero or cannot hold with all its digits.
     """
 
-    def __init__(self, builder: Builder, neuron: Neuron, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, builder: Builder, neuron: Neuron, shape: tuple[int, ...], form: NeuronForm | None = None
+    ) -> None:
         if len(neuron.state) != 1:
             names = ", ".join(f"'{variable.name}'" for variable in neuron.state) or "none"
             raise self._refuse(neuron, f"state variables {names}; the ONNX form has one, the membrane")
-        smallest = np.finfo(np.float32).smallest_normal
-        tiny = (neuron.v_threshold != 0) & (np.abs(neuron.v_threshold) < smallest)
-        if tiny.any():
-            raise self._refuse(neuron, f"a threshold lies below float32's smallest normal number {smallest:.3g}")
         self._builder = builder
         self._neuron = neuron
         self._shape = shape
-        self._threshold = builder.parameter(neuron, "v_threshold", neuron.v_threshold)
+        self._form = form or NeuronForm()
+        self._dtype = helper.tensor_dtype_to_np_dtype(self._form.membrane)
+        smallest = np.finfo(self._dtype).smallest_normal
+        tiny = (neuron.v_threshold != 0) & (np.abs(neuron.v_threshold) < smallest)
+        if tiny.any():
+            raise self._refuse(neuron, f"a threshold lies below {self._dtype}'s smallest normal number {smallest:.3g}")
+        self._threshold = self._parameter("v_threshold", neuron.v_threshold)
         self._membrane = ""
 
     def step(self, t: int, current: str) -> str:
-        """Write timestep `t` for the input `current` [batch, *shape]; returns the spikes, float32 0 or 1."""
+        """Write timestep `t` for the input `current` [batch, *shape]; returns the spikes, 0 or 1."""
         prefix = f"{self._neuron.name}/t{t}"
         potential = self._potential(t, prefix, current)
         comparison = "GreaterOrEqual" if self._neuron.fires_at == "ge" else "Greater"
         fires = self._builder.node(comparison, [potential, self._threshold], f"{prefix}/fires")
-        spikes = self._builder.node("Cast", [fires], f"{prefix}/spikes", shape=self._shape, to=FLOAT)
+        element = self._form.spikes
+        spikes = self._builder.node("Cast", [fires], f"{prefix}/spikes", shape=self._shape, element=element, to=element)
         if t + 1 < self._builder.timesteps:
-            self._membrane = self._reset(prefix, potential, spikes)
+            self._membrane = self._reset(prefix, potential, fires, spikes)
         return spikes
 
+    def _node(self, op: str, inputs: list[str], output: str) -> str:
+        return self._builder.node(op, inputs, output, shape=self._shape, element=self._form.membrane)
+
+    def _parameter(self, field: str, values: Array) -> str:
+        if self._form.channels_last and values.ndim:
+            aligned = values.reshape((1,) * (len(self._shape) - values.ndim) + values.shape)
+            values = frozen(np.moveaxis(aligned, 0, -1))
+        return self._builder.parameter(self._neuron, field, values, self._form.membrane)
+
     def _potential(self, t: int, prefix: str, current: str) -> str:
-        node, neuron, parameter = self._builder.node, self._neuron, self._builder.parameter
+        node, neuron, parameter = self._builder.node, self._neuron, self._parameter
         target = neuron.leak_target
         if t == 0:
-            start = target + neuron.beta * (neuron.state[0].initial - target)
-            if not start.any():
-                return current
-            kept = parameter(neuron, "start", frozen(start))
-        elif not target.any():
-            kept = node("Mul", [self._membrane, parameter(neuron, "beta", neuron.beta)], f"{prefix}/leak")
+            start = self._start()
+            if start.any():
+                return self._node("Add", [parameter("start", start), current], f"{prefix}/potential")
+            return self._node("Identity", [current], f"{prefix}/potential") if self._form.named_potentials else current
+        if not target.any():
+            kept = node("Mul", [self._membrane, parameter("beta", neuron.beta)], f"{prefix}/leak")
         else:
-            resting = parameter(neuron, "leak_target", target)
+            resting = parameter("leak_target", target)
             above = node("Sub", [self._membrane, resting], f"{prefix}/above_target")
-            leaked = node("Mul", [above, parameter(neuron, "beta", neuron.beta)], f"{prefix}/leak")
+            leaked = node("Mul", [above, parameter("beta", neuron.beta)], f"{prefix}/leak")
             kept = node("Add", [resting, leaked], f"{prefix}/leaked")
-        return node("Add", [kept, current], f"{prefix}/potential", shape=self._shape)
+        return self._node("Add", [kept, current], f"{prefix}/potential")
 
-    def _reset(self, prefix: str, potential: str, spikes: str) -> str:
+    def _start(self) -> Array:
+        """What is left of the membrane's initial value at step 0, computed as every later step computes it."""
+        neuron = self._neuron
+        target, beta = neuron.leak_target.astype(self._dtype), neuron.beta.astype(self._dtype)
+        initial = np.array(neuron.state[0].initial, dtype=self._dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the parameters themselves are refused beyond the range
+            left = target + beta * (initial - target) if target.any() else beta * initial
+        return frozen(left)
+
+    def _reset(self, prefix: str, potential: str, fires: str, spikes: str) -> str:
         node, neuron = self._builder.node, self._neuron
         membrane = f"{prefix}/membrane"
+
+        def as_membrane(value: str, role: str) -> str:
+            return node("Cast", [value], f"{prefix}/{role}", to=self._form.membrane)
+
+        same = self._form.spikes == self._form.membrane
         if neuron.reset == "subtract":
-            drop = node("Mul", [self._threshold, spikes], f"{prefix}/drop")
-            return node("Sub", [potential, drop], membrane, shape=self._shape)
-        one = self._builder.constant("constants/one", np.array(1.0, dtype=np.float32))
-        silent = node("Sub", [one, spikes], f"{prefix}/silent")
+            drop = node("Mul", [self._threshold, spikes if same else as_membrane(fires, "fired")], f"{prefix}/drop")
+            return self._node("Sub", [potential, drop], membrane)
+        if same:
+            one = self._builder.constant(f"constants/one_{self._dtype}", np.array(1.0, dtype=self._dtype))
+            silent = node("Sub", [one, spikes], f"{prefix}/silent")
+        else:
+            silent = as_membrane(node("Not", [fires], f"{prefix}/silences"), "silent")
         if not neuron.v_reset.any():
-            return node("Mul", [potential, silent], membrane, shape=self._shape)
+            return self._node("Mul", [potential, silent], membrane)
         kept = node("Mul", [potential, silent], f"{prefix}/kept")
-        reset = node("Mul", [self._builder.parameter(neuron, "v_reset", neuron.v_reset), spikes], f"{prefix}/reset")
-        return node("Add", [kept, reset], membrane, shape=self._shape)
+        fired = spikes if same else as_membrane(fires, "fired")
+        reset = node("Mul", [self._parameter("v_reset", neuron.v_reset), fired], f"{prefix}/reset")
+        return self._node("Add", [kept, reset], membrane)
 
     @staticmethod
     def _refuse(neuron: Neuron, why: str) -> DalifError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ OPTIMIZATIONS: Mapping[str, str] = {
     "all": "ORT_ENABLE_ALL",
 }
 """The graph optimisation levels by name, and ONNX Runtime's own names for them."""
+
+# TensorProto.UINT8, without importing onnx for it.
+BYTES = 2
 
 # ir_version, the first field of every ONNX file, as protobuf writes it.
 ONNX_FIRST_BYTE = b"\x08"
@@ -48,6 +52,9 @@ class OnnxRuntime:
     differs, `notes` gets a line that says how many values and by how much, and `description` mentions it;
     the spikes then are the copy's.
 
+    A file of precision "exact" or "exact64" takes uint8: data must be the uint8 codes where the encoding is
+    uint8, or spikes. Its logits are float32 or float64.
+
     Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE (another ONNX file, or one that lacks a
     layer's spikes, named), BAD_OPTION, MISSING_PACKAGE, RUNTIME_CANNOT_RUN where ONNX Runtime refuses it.
     """
@@ -69,9 +76,13 @@ class OnnxRuntime:
         strings = {entry.key: entry.value for entry in model.metadata_props}
         self.metadata = FileMetadata.from_strings(strings, source=str(self.path))
         self._check_interface(model)
+        self._bytes = _element_type(model.graph.input, INPUT) == BYTES
+        self._channels_last = _names(self.metadata.extra.get("channels_last", "[]"), self.path)
+        self._model = model
         self._session = self._open(model.SerializeToString())
-        self._add_taps(model)
-        self._tapped = self._open(model.SerializeToString())
+        self._tapped = self._open(
+            self._with_outputs(tap for layer in self.metadata.layers for tap in self._taps(layer))
+        )
 
     @property
     def description(self) -> str:
@@ -83,8 +94,8 @@ class OnnxRuntime:
         return f"{described}; tapping the spikes changed the logits' last bits" if self.notes else described
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
-        """One batch of data -> spikes and logits float32 [N, K]; see `Runtime.run`."""
-        inputs = {INPUT: self.metadata.input.module_input(batch)}
+        """One batch of data -> spikes and logits [N, K]; see `Runtime.run`."""
+        inputs = {INPUT: self._inputs(batch)}
         (logits,) = self._compute(self._session, [LOGITS], inputs)
         taps = [tap for layer in self.metadata.layers for tap in self._taps(layer)]
         tapped_logits, *values = self._compute(self._tapped, [LOGITS, *taps], inputs)
@@ -93,11 +104,55 @@ class OnnxRuntime:
         timesteps = self.metadata.input.timesteps
         for i, layer in enumerate(self.metadata.layers):
             steps = values[i * timesteps : (i + 1) * timesteps]
-            spikes[layer.name] = SpikeTrain.pack(np.stack([step != 0 for step in steps], axis=1))
+            spikes[layer.name] = SpikeTrain.pack(self._over_time(layer, [step != 0 for step in steps]))
         return Recording(spikes, logits)
 
-    def _compare(self, logits: NDArray[np.float32], tapped: NDArray[np.float32]) -> None:
-        differing = logits.view(np.uint32) != tapped.view(np.uint32)
+    def potentials(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.floating]]:
+        """Every layer's membrane potential before the reset, [N, T, *shape], by name.
+
+        In the type of the file's membrane. Raises `DalifError` as `run` does, and FOREIGN_FILE where the file
+        does not name its potentials: only those of precision "exact" and "exact64" do.
+        """
+        taps = {layer.name: self._taps(layer, "potential") for layer in self.metadata.layers}
+        names = [tap for layer in taps.values() for tap in layer]
+        made = {output for node in self._model.graph.node for output in node.output}
+        if missing := [name for name in names if name not in made]:
+            raise DalifError(
+                Code.FOREIGN_FILE,
+                f"{self.path}: no value '{missing[0]}' in the graph; export it again with precision exact or exact64",
+            )
+        session = self._open(self._with_outputs(names))
+        values = dict(zip(names, self._compute(session, names, {INPUT: self._inputs(batch)}), strict=True))
+        return {
+            layer.name: self._over_time(layer, [values[tap] for tap in taps[layer.name]])
+            for layer in self.metadata.layers
+        }
+
+    def _inputs(self, batch: NDArray[np.generic]) -> NDArray[np.generic]:
+        """What the file takes."""
+        inputs = self.metadata.input.module_input(batch)
+        if not self._bytes:
+            return inputs
+        if self.metadata.input.encoding.kind == "spikes" or self.metadata.input_kind == "spike":
+            if not np.isin(inputs, (0.0, 1.0)).all():
+                raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
+            return inputs.astype(np.uint8)
+        if batch.dtype != np.uint8:
+            raise DalifError(
+                Code.BAD_DATA,
+                f"data of type {batch.dtype}: {self.path} takes uint8 codes; give the codes, or export with precision "
+                "float32",
+            )
+        return batch
+
+    def _over_time(self, layer: LayerMetadata, steps: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """[N, T, *shape] from the values of every timestep, as they lie in the file."""
+        values = np.stack(steps, axis=1)
+        return np.moveaxis(values, -1, 2) if layer.name in self._channels_last else values
+
+    def _compare(self, logits: NDArray[np.floating], tapped: NDArray[np.floating]) -> None:
+        bits = np.dtype(f"u{logits.dtype.itemsize}")
+        differing = logits.view(bits) != tapped.view(bits)
         if differing.any():
             largest = np.abs(logits.astype(np.float64) - tapped).max()
             self.notes.append(
@@ -105,8 +160,8 @@ class OnnxRuntime:
                 f"file and its copy with tapped spikes, by up to {largest:.3g}; the spikes are the copy's"
             )
 
-    def _taps(self, layer: LayerMetadata) -> list[str]:
-        return [f"{layer.name}/t{t}/spikes" for t in range(self.metadata.input.timesteps)]
+    def _taps(self, layer: LayerMetadata, what: str = "spikes") -> list[str]:
+        return [f"{layer.name}/t{t}/{what}" for t in range(self.metadata.input.timesteps)]
 
     def _check_interface(self, model: Any) -> None:
         """The file must have what its metadata speaks of."""
@@ -135,15 +190,25 @@ class OnnxRuntime:
                     "metadata; export it again from the model",
                 )
 
-    def _add_taps(self, model: Any) -> None:
-        from onnx import TensorProto, helper
+    def _with_outputs(self, names: Iterable[str]) -> bytes:
+        """A copy of the file in which the values `names` are outputs too."""
+        from onnx import ModelProto, TensorProto, helper
 
+        model = ModelProto()
+        model.CopyFrom(self._model)
         outputs = {value.name for value in model.graph.output}
-        for layer in self.metadata.layers:
-            for tap in self._taps(layer):
-                if tap not in outputs:
-                    shape = ["batch", *layer.shape]
-                    model.graph.output.append(helper.make_tensor_value_info(tap, TensorProto.FLOAT, shape))
+        declared = {value.name: value for value in model.graph.value_info}
+        shapes = {tap: layer.shape for layer in self.metadata.layers for tap in self._taps(layer)}
+        for name in names:
+            if name in outputs:
+                continue
+            if name in declared:
+                model.graph.output.append(declared[name])
+            else:
+                shape = ["batch", *shapes[name]]
+                model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        content: bytes = model.SerializeToString()
+        return content
 
     def _open(self, model: bytes) -> Any:
         import onnxruntime
@@ -165,11 +230,24 @@ class OnnxRuntime:
                 Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime {onnxruntime.__version__} refuses it: {error}"
             ) from error
 
-    def _compute(self, session: Any, outputs: Sequence[str], inputs: Mapping[str, NDArray[np.float32]]) -> list[Any]:
+    def _compute(self, session: Any, outputs: Sequence[str], inputs: Mapping[str, NDArray[np.generic]]) -> list[Any]:
         try:
             return list(session.run(outputs, inputs))
         except Exception as error:  # as above
             raise DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime failed on it: {error}") from error
+
+
+def _element_type(values: Any, name: str) -> int:
+    """The element type that a value is declared with."""
+    return next(int(value.type.tensor_type.elem_type) for value in values if value.name == name)
+
+
+def _names(entry: str, path: Path) -> frozenset[str]:
+    """A metadata entry that lists names. Raises `DalifError` (FILE_DAMAGED)."""
+    try:
+        return frozenset(json.loads(entry))
+    except (ValueError, TypeError) as error:
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: its metadata cannot be read ({error})") from error
 
 
 def _read(path: Path) -> Any:

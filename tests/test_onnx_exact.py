@@ -1,0 +1,460 @@
+"""Exact ONNX files: V, spikes and logits have one value, whatever ONNX Runtime does with the graph.
+
+The graphs are snapped here by hand, by the plainest rules that meet the limits. The oracle evaluates the
+snapped graph in float64, where all its sums are exact, and rounds every neuron's input once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from dalif_deploy.encoding import Encoding
+from dalif_deploy.exporters.onnx import to_onnx
+from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.lattice import Lattice
+from dalif_deploy.nodes import (
+    Add,
+    Conv2d,
+    Edge,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool2d,
+    Neuron,
+    Node,
+    Readout,
+    ReadoutMode,
+    Scale,
+    StateVariable,
+    SumPool2d,
+    Zeros,
+    frozen,
+)
+from dalif_deploy.operators import evaluate
+from dalif_deploy.runtimes.onnxruntime import OPTIMIZATIONS, OnnxRuntime
+
+Values = NDArray[np.float64]
+Precision = Literal["exact", "exact64"]
+Batch = NDArray[np.uint8]
+
+
+# Snapping by hand.
+
+
+def input_maxima(graph: SpikingGraph) -> dict[str, int]:
+    """The largest value of every whole-numbered node."""
+    found: dict[str, int] = {}
+    for node in graph.nodes:
+        below = [found.get(edge.source, graph.types[edge.source].maximum) for edge in node.inputs]
+        if isinstance(node, Input):
+            found[node.name] = 255 if graph.encoding.kind == "uint8" else 1
+        elif isinstance(node, Zeros):
+            found[node.name] = 0
+        elif isinstance(node, Neuron):
+            found[node.name] = 1
+        elif isinstance(node, Flatten | MaxPool2d | SumPool2d | Add) and None not in below:
+            factor = node.kernel[0] * node.kernel[1] if isinstance(node, SumPool2d) else 1
+            found[node.name] = factor * sum(b for b in below if b is not None)
+    return found
+
+
+def leaves(graph: SpikingGraph, name: str, whole: Mapping[str, int]) -> list[str]:
+    node = graph[name]
+    if isinstance(node, Add) and name not in whole:
+        return [leaf for edge in node.inputs for leaf in leaves(graph, edge.source, whole)]
+    return [name]
+
+
+def spread(values: NDArray[Any], like: NDArray[Any]) -> NDArray[Any]:
+    """(channels,) against an array whose first axis is the channels."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def snapped(graph: SpikingGraph, forms: Callable[[str], str]) -> tuple[SpikingGraph, dict[str, Lattice]]:
+    """The graph on grids, and its lattices. `forms`: the form of the sum that a node reads, by that node's name."""
+    whole = input_maxima(graph)
+    lattices: dict[str, Lattice] = {}
+    changes: dict[str, Node] = {}
+    for reader in graph.nodes:
+        if not isinstance(reader, Neuron | Readout) or reader.inputs[0].source in whole:
+            continue
+        channels = graph.types[reader.name].shape[0]
+        names = leaves(graph, reader.inputs[0].source, whole)
+        terms: list[tuple[str | None, Values, Values | None, int]] = []
+        for name in names:
+            node = graph[name]
+            if name in whole:
+                terms.append((None, np.ones((channels, 1)), None, whole[name]))
+                continue
+            reach = whole[node.inputs[0].source]
+            if isinstance(node, Scale):
+                factor = np.broadcast_to(node.factor.reshape(-1, *(1,) * 2), (channels, 1, 1))
+                terms.append((name, np.array(factor), None, reach))
+            else:
+                assert isinstance(node, Conv2d | Linear)
+                terms.append((name, node.weight, node.bias, reach))
+        form = forms(reader.name)
+        for name, digits, bias_digits, bases, exponents in grids(form, terms, channels):
+            node = graph[name]
+            total = sum(d.astype(object) * b for d, b in zip(digits, bases, strict=True))
+            weight = np.array([[float(v)] for v in total.reshape(-1)]).reshape(total.shape)
+            weight = np.ldexp(weight, -spread(exponents, weight))
+            bias = None
+            if bias_digits is not None:
+                whole_bias = sum(d.astype(object) * b for d, b in zip(bias_digits, bases, strict=True))
+                bias = np.ldexp(whole_bias.astype(np.float64), -exponents)
+            if isinstance(node, Scale):
+                changes[name] = replace(
+                    node, factor=frozen(weight.reshape(-1, *(1,) * (len(graph.types[name].shape) - 1)))
+                )
+                digits = tuple(d.reshape(-1, *(1,) * (len(graph.types[name].shape) - 1)) for d in digits)
+            else:
+                changes[name] = replace(node, weight=frozen(weight), bias=None if bias is None else frozen(bias))  # type: ignore[call-arg]
+            lattices[name] = Lattice(
+                node=name, form=form, exponents=exponents, digits=digits, bases=bases, bias_digits=bias_digits,
+                inputs_maximum=whole[node.inputs[0].source], largest=0, limit=0,
+            )  # fmt: skip
+    return graph.replaced(changes), lattices
+
+
+def grids(form: str, terms: Any, channels: int) -> list[Any]:
+    """(node, digits, bias digits, bases, exponents) for every term that is a node."""
+    bound = np.zeros(channels)
+    fan_in = 1
+    largest = np.zeros(channels)
+    for _, weight, bias, reach in terms:
+        rows = np.abs(weight.reshape(channels, -1))
+        bound += rows.sum(axis=1) * reach + (0 if bias is None else np.abs(bias))
+        fan_in += rows.shape[1] * reach + 1
+        largest = np.maximum(largest, rows.max(axis=1))
+        if bias is not None and form.startswith("slices"):
+            largest = np.maximum(largest, np.abs(bias))
+    bound = np.maximum(bound, 1e-6)
+    found = []
+    if form.startswith("slices"):
+        count = int(form[-1])
+        first = np.floor(np.log2(2.0**24 / bound)).astype(np.int64) - 1
+        # A residual is at most half a unit of the slice above it.
+        step = math.floor(math.log2(2.0**24 / fan_in)) - 1
+        bases = tuple(2 ** (step * (count - 1 - i)) for i in range(count))
+        exponents = first + step * (count - 1)
+
+        def cut(values: Values) -> tuple[NDArray[np.int64], ...]:
+            digits = []
+            for i in range(count):
+                place = spread(first + step * i, values)
+                digit = np.rint(np.ldexp(values, place))
+                values = values - np.ldexp(digit, -place)
+                digits.append(digit.astype(np.int64))
+            return tuple(digits)
+    else:
+        count = int(form[-1])
+        highest = 8_355_711 if count == 3 else 2**31 - 2**25
+        exponents = np.floor(np.log2(highest / np.maximum(largest, 1e-6))).astype(np.int64)
+        bases = tuple(256 ** (count - 1 - i) for i in range(count))
+
+        def cut(values: Values) -> tuple[NDArray[np.int64], ...]:
+            left = np.rint(np.ldexp(values, spread(exponents, values))).astype(np.int64)
+            digits = []
+            for i in range(count):
+                low = ((left + 128) & 255) - 128 if i + 1 < count else left
+                left = (left - low) >> 8
+                digits.append(low)
+            return tuple(reversed(digits))
+
+    for name, weight, bias, _ in terms:
+        if name is not None:
+            found.append((name, cut(weight), None if bias is None else cut(bias), bases, exponents))
+    return found
+
+
+# The oracle.
+
+
+def oracle(
+    graph: SpikingGraph, batch: Batch, precision: Precision
+) -> tuple[dict[str, Values], dict[str, Values], Values]:
+    """Potentials and spikes [N, T, *shape] by layer, and the logits, by the definition."""
+    dtype = np.float32 if precision == "exact" else np.float64
+    held: dict[str, Any] = {}
+    potentials: dict[str, list[Any]] = {n.name: [] for n in graph.neurons}
+    spikes: dict[str, list[Any]] = {n.name: [] for n in graph.neurons}
+    past: list[dict[str, Any]] = []
+    logits = []
+    for t in range(graph.timesteps):
+        now: dict[str, Any] = {}
+        for node in graph.nodes:
+            sources = []
+            for edge in node.inputs:
+                if not edge.delay:
+                    sources.append(now.get(edge.source))
+                elif t >= edge.delay:
+                    sources.append(past[t - edge.delay][edge.source])
+                else:
+                    sources.append(np.zeros((len(batch), *graph.types[edge.source].shape)))
+            if isinstance(node, Input):
+                now[node.name] = (batch[:, t] if node.temporal else batch).astype(np.float64)
+            elif isinstance(node, Zeros):
+                now[node.name] = np.zeros((len(batch), *node.shape))
+            elif isinstance(node, Neuron):
+                current = sources[0].astype(dtype)
+                before = held.get(node.name, np.full(current.shape, node.state[0].initial, dtype=dtype))
+                beta, target = node.beta.astype(dtype), node.leak_target.astype(dtype)
+                kept = beta * before if not target.any() else target + beta * (before - target)
+                potential = kept + current
+                threshold = node.v_threshold.astype(dtype)
+                fired = potential >= threshold if node.fires_at == "ge" else potential > threshold
+                after = node.v_reset.astype(dtype) if node.reset == "hard" else potential - threshold
+                held[node.name] = np.where(fired, after, potential)
+                assert potential.dtype == dtype
+                potentials[node.name].append(potential)
+                spikes[node.name].append(fired)
+                now[node.name] = fired.astype(np.float64)
+            elif not isinstance(node, Readout):
+                now[node.name] = evaluate(node, sources)
+        logits.append(now[graph.readout.inputs[0].source].astype(dtype))
+        past.append(now)
+    mode = graph.readout.mode
+    if mode in ("last", "max"):
+        result = logits[-1] if mode == "last" else np.max(logits, axis=0)
+    else:
+        result = logits[0]
+        for step in logits[1:]:
+            result = result + step
+        result = result / dtype(graph.timesteps) if mode == "mean" else result
+    stacked = lambda found: {name: np.stack(steps, axis=1) for name, steps in found.items()}  # noqa: E731
+    return stacked(potentials), stacked(spikes), result
+
+
+# The graphs.
+
+
+class Net:
+    """Folded graphs, node by node; every method adds one and returns its name."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...], *, spikes: bool = False, temporal: bool = False) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.temporal, self.spikes = temporal, spikes
+        self.shape = shape
+        self.nodes: list[Node] = [
+            Input(name="input", shape=shape, temporal=temporal, kind="spike" if spikes else "real")
+        ]
+
+    def add(self, node: Node) -> str:
+        self.nodes.append(node)
+        return node.name
+
+    def conv(self, name: str, source: str, into: int, out: int, *, gain: float = 1.0, bias: bool = True, delay: int = 0,
+             kernel: tuple[int, int] = (3, 3), **rules: Any) -> str:  # fmt: skip
+        rules.setdefault("padding", (kernel[0] // 2, kernel[1] // 2))
+        shape = (out, into // rules.get("groups", 1), *kernel)
+        weight = gain * self.rng.normal(0.0, 1 / math.sqrt(math.prod(shape[1:])), shape)
+        shift = gain * self.rng.normal(0.2, 0.1, out) if bias else None
+        return self.add(Conv2d(
+            name=name, inputs=(Edge(source, delay),), weight=frozen(weight),
+            bias=None if shift is None else frozen(shift), **rules,
+        ))  # fmt: skip
+
+    def linear(self, name: str, source: str, into: int, out: int, *, gain: float = 1.0, bias: bool = True) -> str:
+        weight = gain * self.rng.normal(0.0, 1 / math.sqrt(into), (out, into))
+        shift = frozen(self.rng.normal(0.1, 0.1, out)) if bias else None
+        return self.add(Linear(name=name, inputs=(Edge(source),), weight=frozen(weight), bias=shift))
+
+    def neuron(self, name: str, source: str, *, beta: object = 0.7615941762924194, delay: int = 0, **rules: Any) -> str:
+        for key in ("v_threshold", "v_reset", "leak_target"):
+            if key in rules:
+                rules[key] = frozen(rules[key])
+        return self.add(Neuron(name=name, inputs=(Edge(source, delay),), alpha=frozen(1.0), beta=frozen(beta), **rules))
+
+    def plus(self, name: str, *sources: str) -> str:
+        return self.add(Add(name=name, inputs=tuple(Edge(source) for source in sources)))
+
+    def flatten(self, source: str, name: str = "flatten") -> str:
+        return self.add(Flatten(name=name, inputs=(Edge(source),)))
+
+    def pool(self, kind: type[SumPool2d] | type[MaxPool2d], name: str, source: str, size: int, **rules: Any) -> str:
+        return self.add(
+            kind(name=name, inputs=(Edge(source),), kernel=(size, size), **{"stride": (size, size), **rules})
+        )
+
+    def finish(
+        self, source: str, *, timesteps: int = 4, mode: ReadoutMode = "mean", samples: int = 3
+    ) -> tuple[SpikingGraph, Batch]:
+        self.add(Readout(name="readout", inputs=(Edge(source),), mode=mode))
+        encoding = Encoding(kind="spikes" if self.spikes else "uint8")
+        graph = SpikingGraph(self.nodes, output="readout", timesteps=timesteps, encoding=encoding)
+        shape = (samples, timesteps, *self.shape) if self.temporal else (samples, *self.shape)
+        high = self.rng.random(shape) < 0.3 if self.spikes else self.rng.integers(0, 256, shape)
+        return graph, high.astype(np.uint8)
+
+
+Case = tuple[SpikingGraph, Batch]
+CODES = 1 / 128  # about what makes the codes 0..255 a current of order 1
+
+
+def plain(channels: int = 40, **rules: Any) -> Case:
+    """conv, conv, sum pool, conv, linear; the input static codes."""
+    net = Net(1, (3, 8, 8))
+    x = net.neuron("sn1", net.conv("conv1", "input", 3, channels, gain=CODES), **rules)
+    x = net.neuron("sn2", net.conv("conv2", x, channels, 12), **rules)
+    x = net.pool(SumPool2d, "pool", x, 2)
+    x = net.neuron("sn3", net.conv("conv3", x, 12, channels, gain=0.6, stride=(2, 2)), **rules)
+    x = net.neuron("sn4", net.linear("fc1", net.flatten(x), channels * 4, 20), **rules)
+    return net.finish(net.linear("fc2", x, 20, 5))
+
+
+def residual(channels: int) -> Case:
+    """An identity, a 1x1 convolution and a Scale as shortcuts, and an identity of a count."""
+    net = Net(2, (2, 6, 6), spikes=True, temporal=True)
+    stem = net.neuron("stem", net.conv("conv0", "input", 2, channels, gain=2.0))
+    x = net.neuron("sn1", net.conv("conv1", stem, channels, channels))
+    x = net.neuron("sn2", net.plus("add1", net.conv("conv2", x, channels, channels, gain=0.7), stem), v_threshold=1.3)
+    y = net.neuron("sn3", net.conv("conv3", x, channels, channels + 4, stride=(2, 2)))
+    main = net.conv("conv4", y, channels + 4, channels + 4, gain=0.7)
+    short = net.conv("short", x, channels, channels + 4, kernel=(1, 1), stride=(2, 2), bias=False)
+    z = net.neuron("sn4", net.plus("add2", main, short))
+    factor = net.rng.uniform(0.3, 1.1, (channels + 4, 1, 1))
+    scaled = net.add(Scale(name="scaled", inputs=(Edge(z),), factor=frozen(factor), offset=frozen(0.0)))
+    w = net.neuron("sn5", net.plus("add3", net.conv("conv5", z, channels + 4, channels + 4, gain=0.5), scaled))
+    count = net.plus("count", w, z)
+    v = net.neuron(
+        "sn6", net.plus("add4", net.conv("conv6", w, channels + 4, channels + 4, gain=0.4), count), v_threshold=1.7
+    )
+    x = net.pool(SumPool2d, "pool", v, 3)
+    return net.finish(net.linear("fc", net.flatten(x), channels + 4, 5), timesteps=5, mode="sum")
+
+
+def per_channel(channels: int) -> Case:
+    net = Net(3, (3, 7, 7))
+    line = np.linspace(-0.3, 0.95, channels).reshape(-1, 1, 1)
+    rules: dict[str, Any] = {"beta": line, "v_threshold": 0.8 + 0.2 * line, "v_reset": -0.1 * line}
+    x = net.neuron("sn1", net.conv("conv1", "input", 3, channels, gain=CODES), **rules)
+    full = 0.5 + 0.01 * np.arange(channels * 49).reshape(channels, 7, 7) / 49
+    x = net.neuron("sn2", net.conv("conv2", x, channels, channels, padding=(2, 2), dilation=(2, 2)), beta=full)
+    x = net.pool(MaxPool2d, "pool", x, 3, stride=(2, 2), padding=(1, 1))
+    x = net.neuron("sn3", net.conv("conv3", x, channels, channels, kernel=(1, 3), padding=(0, 1)), leak_target=0.1,
+                   reset="subtract", state=(StateVariable("membrane", 0.3),), beta=line)  # fmt: skip
+    x = net.neuron("sn4", net.conv("conv4", x, channels, channels, kernel=(1, 1), stride=(2, 2)), fires_at="gt")
+    return net.finish(net.linear("fc", net.flatten(x), channels * 4, 5), mode="max")
+
+
+def grouped() -> Case:
+    """Depthwise and grouped convolutions, which are slices whatever their width."""
+    net = Net(4, (2, 6, 6), temporal=True)
+    x = net.neuron("sn1", net.conv("conv1", "input", 2, 12, gain=CODES, groups=2))
+    x = net.neuron("sn2", net.conv("conv2", x, 12, 12, groups=12, gain=1.5))
+    x = net.neuron("sn3", net.conv("conv3", x, 12, 8, groups=4))
+    return net.finish(net.linear("fc", net.flatten(x), 8 * 36, 5), mode="last")
+
+
+def recurrent(channels: int) -> Case:
+    """A layer that reads its own spikes of the step before, one that is fed late, and a delayed identity."""
+    net = Net(5, (2, 5, 5), spikes=True, temporal=True)
+    forward = net.conv("conv1", "input", 2, channels, gain=1.5)
+    back = net.conv("back", "sn1", channels, channels, gain=0.6, delay=1)
+    x = net.neuron("sn1", net.plus("add", forward, back))
+    late = net.add(Add(name="late", inputs=(Edge(net.conv("conv2", x, channels, channels)), Edge(x, 2))))
+    y = net.neuron("sn2", late, delay=1)
+    z = net.neuron("sn3", net.conv("conv3", y, channels, channels))
+    return net.finish(net.linear("fc", net.flatten(z), channels * 25, 5), timesteps=5)
+
+
+def rates() -> Case:
+    """Spikes read out as they are, one step, a layer that hears nothing, and a neuron that hears spikes alone."""
+    net = Net(6, (2, 4, 4))
+    silent = net.add(Zeros(name="zeros", shape=(4, 4, 4)))
+    x = net.neuron("sn1", net.plus("add", net.conv("conv1", "input", 2, 4, gain=CODES), silent))
+    nothing = net.neuron("dead", net.add(Zeros(name="nothing", shape=(4, 4, 4))))
+    y = net.neuron("sn2", net.plus("both", x, nothing), v_threshold=0.9)
+    return net.finish(net.flatten(y), timesteps=1)
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "plain": plain,
+    "plain, narrow": lambda: plain(10),
+    "reset to a value": lambda: plain(reset="hard", v_reset=-0.2, v_threshold=0.8),
+    "reset by subtraction": lambda: plain(reset="subtract"),
+    "beta 0": lambda: plain(10, beta=0.0),
+    "residual": lambda: residual(36),
+    "residual, narrow": lambda: residual(6),
+    "per channel": lambda: per_channel(34),
+    "per channel, narrow": lambda: per_channel(5),
+    "grouped": grouped,
+    "recurrent": lambda: recurrent(33),
+    "recurrent, narrow": lambda: recurrent(4),
+    "rates": rates,
+}
+
+
+def firing(case: Case) -> Case:
+    """The case with thresholds at which every layer fires, set layer after layer from its own potentials."""
+    graph, batch = case
+    for neuron in graph.neurons:
+        potentials = oracle(graph, batch, "exact64")[0][neuron.name]
+        level = np.quantile(potentials / neuron.v_threshold, 0.88)
+        if neuron.name != "dead":
+            graph = graph.replaced({neuron.name: replace(neuron, v_threshold=frozen(neuron.v_threshold * level))})
+    return graph, batch
+
+
+def forms_of(graph: SpikingGraph, precision: Precision, policy: str) -> Callable[[str], str]:
+    """Per sum: "slices" throughout, "planes" wherever they are possible, or "chosen", planes from 32 channels on."""
+    whole = input_maxima(graph)
+
+    def form(reader: str) -> str:
+        names = leaves(graph, graph[reader].inputs[0].source, whole)
+        nodes = [graph[name] for name in names if isinstance(graph[name], Conv2d | Linear)]
+        sources = [node.inputs[0].source for node in nodes]
+        fed = any(isinstance(graph[source], Input) and whole[source] == 255 for source in sources)
+        grouped = any(isinstance(node, Conv2d) and node.groups > 1 for node in nodes)
+        narrow = min((graph.types[source].shape[0] for source in sources), default=0) < 32
+        if fed:
+            return "slices3"
+        if grouped or policy == "slices" or (policy == "chosen" and narrow):
+            return "slices2"
+        return "planes3" if precision == "exact" else "planes4"
+
+    return form
+
+
+def written(path: Path, model: onnx.ModelProto) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def assert_same(runtime: OnnxRuntime, batch: Batch, wanted: tuple[Any, Any, Any]) -> None:
+    potentials, spikes, logits = wanted
+    recording = runtime.run(batch)
+    found = runtime.potentials(batch)
+    assert set(found) == set(potentials) == set(recording.spikes)
+    for layer, values in potentials.items():
+        assert found[layer].dtype == values.dtype
+        assert np.count_nonzero(found[layer] != values) == 0, layer
+        assert np.array_equal(recording.spikes[layer].unpack(), spikes[layer]), layer
+    assert recording.logits.dtype == logits.dtype
+    assert np.array_equal(recording.logits, logits)
+    assert runtime.notes == []
+
+
+@pytest.mark.parametrize("policy", ["slices", "planes", "chosen"])
+@pytest.mark.parametrize("precision", ["exact", "exact64"])
+@pytest.mark.parametrize("name", CASES)
+def test_no_bit_differs(name: str, precision: Precision, policy: str, tmp_path: Path) -> None:
+    graph, batch = firing(CASES[name]())
+    graph, lattices = snapped(graph, forms_of(graph, precision, policy))
+    wanted = oracle(graph, batch, precision)
+    for layer, fired in wanted[1].items():
+        assert layer == "dead" or 0.02 < fired.mean() < 0.6, (layer, fired.mean())
+    path = written(tmp_path / "net.onnx", to_onnx(graph, precision=precision, lattices=lattices))
+    for optimization in OPTIMIZATIONS:
+        for threads in (1, 2):
+            assert_same(OnnxRuntime(path, threads=threads, optimization=optimization), batch, wanted)

@@ -1,7 +1,8 @@
 """A float32 evaluation of folded graphs that shares no code with the package: sums in any order, step by step.
 
-Every sum of weights is added up one term after the other, in an order drawn at random; the membrane follows one
-of the formulas that runtimes use. It shows what a float32 backend may compute, not what one does.
+Every sum of weights is added up one term after the other, in an order drawn at random, or with the positive terms
+first, where partial sums, and with them their rounding, are largest; the membrane follows one of the formulas
+that runtimes use. It shows what a float32 backend may compute, not what one does.
 """
 
 from __future__ import annotations
@@ -10,15 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import Add, Conv2d, Flatten, Input, Linear, MaxPool2d, Neuron, Node, Scale, SumPool2d, Zeros
+from dalif_deploy.nodes import (
+    Add,
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Input,
+    Linear,
+    MaxPool2d,
+    Neuron,
+    Node,
+    Scale,
+    SumPool2d,
+    Zeros,
+)
 
 F32 = NDArray[np.float32]
 
 
 def float32_run(
-    graph: SpikingGraph, inputs: F32, rng: np.random.Generator, *, update: str = "sum"
+    graph: SpikingGraph, inputs: F32, rng: np.random.Generator | None, *, update: str = "sum"
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """By layer: potentials in the graph's units, and spikes, each [batch, T, *shape]."""
+    """By layer: potentials in the graph's units, and spikes, each [batch, T, *shape].
+
+    `rng`: draws the orders; None adds the positive terms first.
+    """
     held: dict[str, F32] = {}
     found: dict[str, list[tuple[F32, NDArray[np.bool_]]]] = {neuron.name: [] for neuron in graph.neurons}
     for t in range(graph.timesteps):
@@ -65,21 +82,22 @@ def _membrane(node: Neuron, held: F32 | None, x: F32, update: str) -> tuple[F32,
     return potential, spikes, after.astype(np.float32)
 
 
-def _stateless(node: Node, inputs: list[F32], rng: np.random.Generator) -> F32:
+def _stateless(node: Node, inputs: list[F32], rng: np.random.Generator | None) -> F32:
     x = inputs[0]
     if isinstance(node, Linear):
-        terms = [np.outer(x[:, i], node.weight[:, i].astype(np.float32)) for i in range(x.shape[1])]
-        return _summed(terms, node.bias, rng, 1)
+        return _weighted(node.weight.astype(np.float32), x, node.bias, rng)
     if isinstance(node, Conv2d):
-        return _summed(_conv_terms(node, x), node.bias, rng, 3)
-    if isinstance(node, SumPool2d):
+        return _convolved(node, x, rng)
+    if isinstance(node, SumPool2d | AvgPool2d):
+        assert node.whole_windows(x.shape[2:])
         rows, columns = node.windows(x.shape[2:])
         terms = [
             x[:, :, i : i + rows * node.stride[0] : node.stride[0], j : j + columns * node.stride[1] : node.stride[1]]
             for i in range(node.kernel[0])
             for j in range(node.kernel[1])
         ]
-        return _summed([term[:, :, :rows, :columns] for term in terms], None, rng, 3)
+        total = _summed([term[:, :, :rows, :columns] for term in terms], rng)
+        return total if isinstance(node, SumPool2d) else total / np.float32(node.kernel[0] * node.kernel[1])
     if isinstance(node, MaxPool2d):
         rows, columns = node.windows(x.shape[2:])
         found = np.full((*x.shape[:2], rows, columns), -np.inf, np.float32)
@@ -93,37 +111,49 @@ def _stateless(node: Node, inputs: list[F32], rng: np.random.Generator) -> F32:
     if isinstance(node, Scale):
         return np.asarray(node.factor, np.float32) * x + np.asarray(node.offset, np.float32)
     assert isinstance(node, Add), node
-    return _summed(list(inputs), None, rng, 1)
+    return _summed(list(inputs), rng)
 
 
-def _conv_terms(node: Conv2d, x: F32) -> list[F32]:
-    weight = node.weight.astype(np.float32)
-    out, per_group, height, width = weight.shape
+def _convolved(node: Conv2d, x: F32, rng: np.random.Generator | None) -> F32:
+    out, per_group, height, width = node.weight.shape
     (top, left), (down, right), (dy, dx) = node.padding, node.stride, node.dilation
     padded = np.pad(x, ((0, 0), (0, 0), (top, top), (left, left)))
     rows = (padded.shape[2] - (height - 1) * dy - 1) // down + 1
     columns = (padded.shape[3] - (width - 1) * dx - 1) // right + 1
-    group_out = out // node.groups
-    terms = []
-    for c in range(per_group):
+    parts = []
+    for g in range(node.groups):
+        patches = np.empty((len(x), per_group, height, width, rows, columns), np.float32)
         for i in range(height):
             for j in range(width):
-                term = np.empty((len(x), out, rows, columns), np.float32)
-                for g in range(node.groups):
-                    patch = padded[:, g * per_group + c, i * dy :, j * dx :][:, : (rows - 1) * down + 1 : down]
-                    patch = patch[:, :, : (columns - 1) * right + 1 : right]
-                    own = slice(g * group_out, (g + 1) * group_out)
-                    term[:, own] = patch[:, None] * weight[own, c, i, j][None, :, None, None]
-                terms.append(term)
-    return terms
+                moved = padded[:, g * per_group : (g + 1) * per_group, i * dy :, j * dx :]
+                patches[:, :, i, j] = moved[:, :, : (rows - 1) * down + 1 : down, : (columns - 1) * right + 1 : right]
+        own = slice(g * out // node.groups, (g + 1) * out // node.groups)
+        weight = node.weight[own].reshape(out // node.groups, -1).astype(np.float32)
+        bias = None if node.bias is None else node.bias[own]
+        parts.append(_weighted(weight, patches.reshape(len(x), -1, rows, columns), bias, rng))
+    return np.concatenate(parts, axis=1)
 
 
-def _summed(terms: list[F32], bias: NDArray[np.float64] | None, rng: np.random.Generator, axes: int) -> F32:
+def _weighted(weight: F32, x: F32, bias: NDArray[np.float64] | None, rng: np.random.Generator | None) -> F32:
+    """sum over k of weight[o, k] * x[:, k], the bias as one more term."""
     if bias is not None:
-        narrow = bias.astype(np.float32).reshape(1, -1, *[1] * (axes - 1))
-        terms = [*terms, np.broadcast_to(narrow, terms[0].shape)]
+        weight = np.concatenate([weight, bias.astype(np.float32)[:, None]], axis=1)
+        x = np.concatenate([x, np.ones_like(x[:, :1])], axis=1)
+    outputs, terms = weight.shape
+    if rng is None:
+        order = np.argsort(-weight, axis=1, kind="stable")
+    else:
+        order = np.broadcast_to(rng.permutation(terms), (outputs, terms))
+    total = np.zeros((len(x), outputs, *x.shape[2:]), np.float32)
+    spread = (slice(None),) + (None,) * (x.ndim - 2)
+    for k in order.T:
+        total += x[:, k] * weight[np.arange(outputs), k][spread]
+    return total
+
+
+def _summed(terms: list[F32], rng: np.random.Generator | None) -> F32:
     total = np.zeros_like(terms[0])
-    for index in rng.permutation(len(terms)):
+    for index in range(len(terms)) if rng is None else rng.permutation(len(terms)):
         total = total + terms[index]
         assert total.dtype == np.float32
     return total

@@ -86,17 +86,19 @@ def _weighted(
     node: Conv2d | Linear, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType],
     value: Values,
 ) -> Values:  # fmt: skip
-    """sum w x + b. Every one of the n terms passes at most n roundings (its product's, if x is no spike, and the
-    additions'); each weight is within u of itself."""
+    """sum w x + b of n terms, the bias among them: at most n - 1 additions, each of which rounds a partial sum. A
+    partial sum, in whatever order, lies between the sum of the negative terms and that of the positive ones, so
+    it is at most (A + |y|) / 2 with A the sum of all absolute values. Each weight is within u of itself, and each
+    product, unless x is a spike."""
     (x,), (e,), (kind,) = inputs, errors, types
     absolute, linear = _absolute(node)
     terms = _active_terms(node, (x != 0.0) | (e != 0.0))
-    roundings = terms + (0.0 if node.bias is not None else -1.0) + (0.0 if kind.kind == "spike" else 1.0)
+    additions = np.maximum(terms - (1.0 if node.bias is None else 0.0), 0.0)
+    once = U if kind.kind == "spike" else 2 * U
     size = evaluate(absolute, [np.abs(x)])
-    if not e.any():
-        return (gamma(np.maximum(roundings, 0.0)) + U) * (1.0 + 4 * U) * size + TINY * terms
-    carried = evaluate(linear, [e])
-    return (gamma(np.maximum(roundings, 0.0)) + U) * (1.0 + 4 * U) * (size + carried) + carried + TINY * terms
+    carried: Values | float = evaluate(linear, [e]) if e.any() else 0.0
+    partial = 0.5 * (size + np.abs(value)) + carried
+    return np.asarray((gamma(additions) * partial + once * (size + carried)) * (1.0 + 8 * U) + carried + TINY * terms)
 
 
 def _absolute(node: Conv2d | Linear) -> tuple[Conv2d | Linear, Conv2d | Linear]:

@@ -5,6 +5,9 @@ scattered, weight by weight, into the currents of the neurons that it reaches. A
 is dense. Currents are scattered into zeros, the bias is added, and only then V = beta * H + X, as two
 operations: scattering into beta * H would change the last bits of most potentials.
 
+In exact arithmetic a snapped graph's sums are exact in float64, whatever the order; a neuron's input, the sum of
+all its branches, is then rounded once to what its membrane is computed in.
+
 The work is grouped so that plain `current[targets] += weight` is right: in one group no two events reach
 the same target. For a convolution a group is one input channel at one place of the kernel; for a linear
 layer it is the k-th event of every sample. In both, the order in which one current is summed does not
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 from dalif_deploy import __version__
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.lattice import require_exact
 from dalif_deploy.nodes import (
     WEIGHTED,
     Add,
@@ -45,7 +49,14 @@ from dalif_deploy.nodes import (
 )
 from dalif_deploy.operators import Values, average_divisors, evaluate, reduce_time
 from dalif_deploy.recording import Operations, Recording
-from dalif_deploy.runtimes.stepping import require_membrane_only, rounded_parameters, run_steps
+from dalif_deploy.runtimes.stepping import (
+    Arithmetic,
+    Precisions,
+    WatchPotential,
+    require_membrane_only,
+    rounded_parameters,
+    run_steps,
+)
 
 Indices = NDArray[np.intp]
 
@@ -60,6 +71,12 @@ def available() -> str | None:
 class EventsRuntime:
     """Computes a folded graph event by event, in "float32" or "float64".
 
+    `arithmetic`: "float" computes everything in `dtype`; "exact" and "exact64" take a snapped graph (see
+    `passes.snap`) and codes or spikes, and follow the definition that all exact runtimes share (see
+    `stepping.Precisions`), with logits float32 or float64; `dtype` says nothing then. `order`: events are
+    summed in another order in every run, drawn from this generator; None takes them as they lie. `watch`:
+    shown every layer's potential at every timestep.
+
     `Recording.operations` counts, over the batch and all timesteps:
 
     - `synaptic`, for every Conv2d and Linear fed by spikes or counts: one for each pair of a source element
@@ -72,39 +89,55 @@ class EventsRuntime:
     updates are counted.
 
     Raises `DalifError`: BAD_GRAPH for a graph that is not folded (BatchNorm, or alpha other than 1),
-    RUNTIME_CANNOT_RUN for node kinds and state variables that it does not know, BAD_OPTION.
+    or, for exact arithmetic, not snapped; TARGET_CANNOT_HOLD where sums have no exact form; RUNTIME_CANNOT_RUN
+    for node kinds and state variables that it does not know; BAD_OPTION.
     """
 
     name = "events"
 
-    def __init__(self, graph: SpikingGraph, *, dtype: Literal["float32", "float64"] = "float32") -> None:
+    def __init__(
+        self,
+        graph: SpikingGraph,
+        *,
+        dtype: Literal["float32", "float64"] = "float32",
+        arithmetic: Arithmetic = "float",
+        order: np.random.Generator | None = None,
+        watch: WatchPotential | None = None,
+    ) -> None:
         if dtype not in ("float32", "float64"):
             raise DalifError(Code.BAD_OPTION, f"dtype {dtype!r}: the events runtime takes 'float32' or 'float64'")
+        self._precisions = Precisions.of(arithmetic, dtype)
         require_membrane_only(graph, self.name)
         for node in graph.nodes:
             _require_folded(node)
+        if self._precisions.exact:
+            require_exact(graph)
         self._graph = graph
-        self._dtype = np.dtype(dtype)
+        self._dtype = self._precisions.sums
+        self._order = order
+        self._watch = watch
         self._nodes: dict[str, Node] = {}
         for node in graph.nodes:
-            rounded: dict[str, Any] = rounded_parameters(node, self._dtype, self.name)
+            own = self._precisions.membrane if isinstance(node, Neuron) else self._dtype
+            rounded: dict[str, Any] = rounded_parameters(node, own, self.name)
             self._nodes[node.name] = replace(node, **rounded)
         self._scatters = {node.name: self._scatter_of(node) for node in graph.nodes if self._event_fed(node)}
 
     @property
     def description(self) -> str:
         """The package that computes, and its dtype."""
-        return f"dalif_deploy {__version__} event-driven, NumPy {np.__version__}, {self._dtype}"
+        return f"dalif_deploy {__version__} event-driven, NumPy {np.__version__}, {self._precisions.description}"
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """One batch, [N, ...] static or [N, T, ...] temporal, from the initial state.
 
         Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE).
         """
+        self._precisions.require_codes(self._graph, batch)
         inputs = self._graph.input_spec.module_input(batch).astype(self._dtype)
         if self._graph.input.kind == "spike" and not np.isin(inputs, (0.0, 1.0)).all():
             raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
-        run = _Run(self._graph, self._nodes, self._scatters, self._dtype)
+        run = _Run(self._graph, self._nodes, self._scatters, self._precisions, self._watch)
         temporal = self._graph.input.temporal
         spikes, logits = run_steps(self._graph, lambda t: inputs[:, t] if temporal else inputs, len(inputs), run)
         return Recording(spikes, logits, run.operations)
@@ -117,9 +150,9 @@ class EventsRuntime:
         source = self._graph.types[node.inputs[0].source]
         own = self._nodes[node.name]
         if isinstance(own, Conv2d):
-            return ConvScatter(own, source.shape, self._graph.types[node.name].shape, self._dtype)
+            return ConvScatter(own, source.shape, self._graph.types[node.name].shape, self._dtype, self._order)
         if isinstance(own, Linear):
-            return LinearScatter(own, self._dtype)
+            return LinearScatter(own, self._dtype, self._order)
         assert isinstance(own, Pool2d)
         return PoolScatter(own, source.shape)
 
@@ -128,9 +161,15 @@ class _Run:
     """One batch's run: the `stepping.Computer` of this runtime, and its counters."""
 
     def __init__(
-        self, graph: SpikingGraph, nodes: dict[str, Node], scatters: dict[str, Scatter], dtype: np.dtype[np.floating]
+        self,
+        graph: SpikingGraph,
+        nodes: dict[str, Node],
+        scatters: dict[str, Scatter],
+        precisions: Precisions,
+        watch: WatchPotential | None,
     ) -> None:
-        self._graph, self._nodes, self._scatters, self._dtype = graph, nodes, scatters, dtype
+        self._graph, self._nodes, self._scatters, self._watch = graph, nodes, scatters, watch
+        self._dtype, self._membrane = precisions.sums, precisions.membrane
         weighted = [node for node in graph.nodes if isinstance(node, WEIGHTED)]
         self._synaptic = Counter({node.name: 0 for node in weighted if node.name in scatters})
         self._macs = Counter({node.name: 0 for node in weighted if node.name not in scatters})
@@ -157,16 +196,20 @@ class _Run:
     def fire(self, neuron: Neuron, held: Values, current: Values) -> tuple[Values, Values, NDArray[np.bool_]]:
         own = self._nodes[neuron.name]
         assert isinstance(own, Neuron)
+        # In exact arithmetic the one rounding of the sum.
+        held, current = held.astype(self._membrane, copy=False), current.astype(self._membrane, copy=False)
         decayed = own.beta * held
         if own.leak_target.any():
             decayed = own.leak_target + own.beta * (held - own.leak_target)
         potential = decayed + current
+        if self._watch is not None:
+            self._watch(neuron.name, potential)
         fired = potential >= own.v_threshold if own.fires_at == "ge" else potential > own.v_threshold
         after = own.v_reset if own.reset == "hard" else potential - own.v_threshold
         return fired.astype(self._dtype), np.where(fired, after, potential), fired
 
     def read_out(self, node: Readout, steps: Sequence[Values]) -> Values:
-        return reduce_time(np.stack(steps, axis=1), node.mode)
+        return reduce_time(np.stack(steps, axis=1).astype(self._membrane, copy=False), node.mode)
 
 
 Scatter = Callable[[Values], tuple[Values, int]]
@@ -176,7 +219,8 @@ Scatter = Callable[[Values], tuple[Values, int]]
 class LinearScatter:
     """A linear layer: the k-th event of every sample adds its column of weights to that sample's currents."""
 
-    def __init__(self, node: Linear, dtype: np.dtype[np.floating]) -> None:
+    def __init__(self, node: Linear, dtype: np.dtype[np.floating], order: np.random.Generator | None = None) -> None:
+        self._order = order
         self._fan_out = np.ascontiguousarray(node.weight.T, dtype)  # [in, out]: what one event adds
         self._bias = node.bias
 
@@ -187,7 +231,8 @@ class LinearScatter:
         by_rank = np.argsort(rank, kind="stable")
         ends = np.cumsum(np.bincount(rank))
         current = np.zeros((len(x), self._fan_out.shape[1]), x.dtype)
-        for group in np.split(by_rank, ends[:-1]):
+        groups = np.split(by_rank, ends[:-1])
+        for group in (groups[i] for i in _turns(len(groups), self._order)):
             rows, columns = sample[group], feature[group]
             current[rows] += self._fan_out[columns] * x[rows, columns, None]
         if self._bias is not None:
@@ -199,8 +244,14 @@ class ConvScatter:
     """A convolution: the events of one channel, at one place of the kernel, reach different outputs."""
 
     def __init__(
-        self, node: Conv2d, source: tuple[int, ...], shape: tuple[int, ...], dtype: np.dtype[np.floating]
+        self,
+        node: Conv2d,
+        source: tuple[int, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype[np.floating],
+        order: np.random.Generator | None = None,
     ) -> None:
+        self._order = order
         kernel = node.weight.shape[2:]
         axes = zip(source[1:], shape[1:], kernel, node.stride, node.padding, node.dilation, strict=True)
         self._rows, self._columns = (_reached(*axis) for axis in axes)
@@ -216,19 +267,19 @@ class ConvScatter:
         groups, _, kernel_h, kernel_w, group_out = self._fan_out.shape
         current = np.zeros((groups, len(x) * rows * columns, group_out), x.dtype)
         synaptic = 0
-        for channel in range(x.shape[1]):
+        for channel in _turns(x.shape[1], self._order):
             group, within = divmod(channel, self._group_in)
             sample, y, z = np.nonzero(x[:, channel])
             values = x[sample, channel, y, z]
-            for i in range(kernel_h):
-                for j in range(kernel_w):
-                    row, column = self._rows[i, y], self._columns[j, z]
-                    reached = (row >= 0) & (column >= 0)
-                    if not reached.any():
-                        continue
-                    target = ((sample * rows + row) * columns + column)[reached]
-                    current[group, target] += values[reached, None] * self._fan_out[group, within, i, j]
-                    synaptic += len(target) * group_out
+            for place in _turns(kernel_h * kernel_w, self._order):
+                i, j = divmod(place, kernel_w)
+                row, column = self._rows[i, y], self._columns[j, z]
+                reached = (row >= 0) & (column >= 0)
+                if not reached.any():
+                    continue
+                target = ((sample * rows + row) * columns + column)[reached]
+                current[group, target] += values[reached, None] * self._fan_out[group, within, i, j]
+                synaptic += len(target) * group_out
         spread = current.reshape(groups, len(x), rows, columns, group_out).transpose(1, 0, 4, 2, 3)
         out = np.ascontiguousarray(spread).reshape(len(x), channels, rows, columns)
         if self._bias is not None:
@@ -265,6 +316,11 @@ class PoolScatter:
         if self._divisors is not None:
             out = out / self._divisors.astype(x.dtype)
         return out, 0
+
+
+def _turns(count: int, order: np.random.Generator | None) -> list[int]:
+    """0 to count - 1, in a random order where a generator is given."""
+    return list(range(count)) if order is None else order.permutation(count).tolist()
 
 
 def _reached(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> Indices:

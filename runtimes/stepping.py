@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,54 @@ from dalif_deploy.nodes import Edge, Input, Neuron, Node, Readout, Zeros
 from dalif_deploy.recording import SpikeTrain
 
 V = TypeVar("V")
+
+Arithmetic = Literal["float", "exact", "exact64"]
+WatchPotential = Callable[[str, NDArray[np.floating]], None]
+"""Shown a layer's name and its potential V [batch, *shape] before the reset, in its own dtype, step by step."""
+
+
+@dataclass(frozen=True)
+class Precisions:
+    """In which dtypes a runtime computes.
+
+    "float": everything in one. In exact arithmetic, of a snapped graph, one definition holds for all runtimes:
+
+    - X, a neuron's input, is the exact sum over all of its branches, in whatever order: here in float64, which
+      holds it. It is rounded once to the membrane's dtype, float32 for "exact" and float64 for "exact64".
+    - P = beta * H and V = P + X are two operations in the membrane's dtype, each rounded; beta, v_th and v_reset
+      are rounded to it once.
+    - The outputs of the timesteps are rounded like X, summed in the order of time, and divided once.
+    """
+
+    exact: bool
+    sums: np.dtype[np.floating]
+    membrane: np.dtype[np.floating]
+
+    @classmethod
+    def of(cls, arithmetic: Arithmetic, dtype: str) -> Self:
+        """`dtype`: of "float". Raises `DalifError` (BAD_OPTION) for an unknown arithmetic."""
+        if arithmetic not in get_args(Arithmetic):
+            raise DalifError(Code.BAD_OPTION, f"arithmetic {arithmetic!r}: give 'float', 'exact' or 'exact64'")
+        if arithmetic == "float":
+            return cls(False, np.dtype(dtype), np.dtype(dtype))
+        return cls(True, np.dtype("float64"), np.dtype("float32" if arithmetic == "exact" else "float64"))
+
+    @property
+    def description(self) -> str:
+        """One phrase for people."""
+        return f"exact sums, rounded once to {self.membrane}" if self.exact else str(self.sums)
+
+    def require_codes(self, graph: SpikingGraph, batch: NDArray[Any]) -> None:
+        """Exact arithmetic takes whole numbers: uint8 codes where the encoding is uint8; spikes are checked where
+        they are read. Raises `DalifError` (BAD_DATA)."""
+        if not self.exact:
+            return
+        if graph.encoding.kind == "uint8" and batch.dtype != np.uint8:
+            raise DalifError(
+                Code.BAD_DATA, f"data of type {batch.dtype}: exact arithmetic takes the codes themselves, as uint8"
+            )
+        if graph.encoding.kind == "real" and not np.isin(batch, (0, 1)).all():
+            raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
 
 
 class Computer(Protocol[V]):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.lattice import require_exact
 from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
@@ -34,7 +35,14 @@ from dalif_deploy.nodes import (
     Zeros,
 )
 from dalif_deploy.recording import Recording
-from dalif_deploy.runtimes.stepping import require_membrane_only, rounded_parameters, run_steps
+from dalif_deploy.runtimes.stepping import (
+    Arithmetic,
+    Precisions,
+    WatchPotential,
+    require_membrane_only,
+    rounded_parameters,
+    run_steps,
+)
 
 Parameters = Mapping[str, torch.Tensor]
 
@@ -48,14 +56,30 @@ class TorchRuntime:
     """Computes a training graph or a folded graph on the CPU, step by step, in "float64" or "float32".
 
     Neurons follow the DA-LIF paper's eq. (9) and (2) with `beta * H` and `alpha * X` rounded before they
-    are added, as the trained module does. Raises `DalifError` (BAD_OPTION, RUNTIME_CANNOT_RUN).
+    are added, as the trained module does.
+
+    `arithmetic`: "float" computes everything in `dtype`; "exact" and "exact64" take a snapped graph (see
+    `passes.snap`) and codes or spikes, and follow the definition that all exact runtimes share (see
+    `stepping.Precisions`), with logits float32 or float64; `dtype` says nothing then. `watch`: shown every
+    layer's potential at every timestep.
+
+    Raises `DalifError`: BAD_OPTION, RUNTIME_CANNOT_RUN; for exact arithmetic BAD_GRAPH for a graph that is not
+    snapped and TARGET_CANNOT_HOLD where sums have no exact form.
     """
 
     name = "torch"
 
-    def __init__(self, graph: SpikingGraph, *, dtype: Literal["float64", "float32"] = "float64") -> None:
+    def __init__(
+        self,
+        graph: SpikingGraph,
+        *,
+        dtype: Literal["float64", "float32"] = "float64",
+        arithmetic: Arithmetic = "float",
+        watch: WatchPotential | None = None,
+    ) -> None:
         if dtype not in ("float64", "float32"):
             raise DalifError(Code.BAD_OPTION, f"dtype {dtype!r}: the torch runtime takes 'float64' or 'float32'")
+        self._precisions = Precisions.of(arithmetic, dtype)
         require_membrane_only(graph, self.name)
         for node in graph.nodes:
             if type(node) not in _OPERATORS and not isinstance(node, Input | Zeros | Neuron | Readout):
@@ -63,12 +87,17 @@ class TorchRuntime:
                     Code.RUNTIME_CANNOT_RUN,
                     f"node '{node.name}' ({type(node).__name__}): the torch runtime has no operator for it",
                 )
+        if self._precisions.exact:
+            _require_unit_alpha(graph)
+            require_exact(graph)
         self._graph = graph
-        self._dtype = torch.float64 if dtype == "float64" else torch.float32
+        self._watch = watch
+        self._dtype = _TORCH[self._precisions.sums.name]
+        self._membrane = _TORCH[self._precisions.membrane.name]
         self._parameters: dict[str, Parameters] = {
             node.name: {
-                key: torch.tensor(value, dtype=self._dtype, device="cpu")
-                for key, value in rounded_parameters(node, np.dtype(dtype), self.name).items()
+                key: torch.tensor(value, device="cpu")
+                for key, value in rounded_parameters(node, self._dtype_of(node), self.name).items()
             }
             for node in graph.nodes
         }
@@ -77,14 +106,15 @@ class TorchRuntime:
     @property
     def description(self) -> str:
         """The package that computes, its dtype, and what is steered round."""
-        dtype = str(self._dtype).removeprefix("torch.")
-        return f"PyTorch {torch.__version__}, {dtype}, CPU, eager; Winograd, bfloat16 and TF32 kernels off"
+        computes = self._precisions.description
+        return f"PyTorch {torch.__version__}, {computes}, CPU, eager; Winograd, bfloat16 and TF32 kernels off"
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """One batch, [N, ...] static or [N, T, ...] temporal, from the initial state.
 
         Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE).
         """
+        self._precisions.require_codes(self._graph, batch)
         inputs = self._graph.input_spec.module_input(batch)
         temporal = self._graph.input.temporal
 
@@ -108,11 +138,15 @@ class TorchRuntime:
     ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.bool_]]:
         """One step of a neuron layer. Products are rounded before the sum: no fused multiply-add."""
         p = self._parameters[neuron.name]
+        # In exact arithmetic the one rounding of the sum.
+        held, current = held.to(self._membrane), current.to(self._membrane)
         if self._has_leak_target[neuron.name]:
             decayed = p["leak_target"] + p["beta"] * (held - p["leak_target"])
         else:
             decayed = p["beta"] * held
         potential = decayed + p["alpha"] * current
+        if self._watch is not None:
+            self._watch(neuron.name, potential.numpy())
         threshold = p["v_threshold"]
         fired = potential >= threshold if neuron.fires_at == "ge" else potential > threshold
         after = p["v_reset"] if neuron.reset == "hard" else potential - threshold
@@ -120,14 +154,31 @@ class TorchRuntime:
 
     def read_out(self, node: Readout, steps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Reduces the outputs of all timesteps; a mean adds in the order of time and divides once."""
+        steps = [step.to(self._membrane) for step in steps]
         if node.mode == "last":
             return steps[-1]
         if node.mode == "max":
-            return torch.stack(list(steps)).amax(dim=0)
+            return torch.stack(steps).amax(dim=0)
         total = steps[0]
         for step in steps[1:]:
             total = total + step
         return total / len(steps) if node.mode == "mean" else total
+
+    def _dtype_of(self, node: Node) -> np.dtype[np.floating]:
+        return self._precisions.membrane if isinstance(node, Neuron) else self._precisions.sums
+
+
+def _require_unit_alpha(graph: SpikingGraph) -> None:
+    for neuron in graph.neurons:
+        if (neuron.alpha != 1.0).any():
+            raise DalifError(
+                Code.BAD_GRAPH,
+                f"node '{neuron.name}' (Neuron): has an alpha that is not folded; exact arithmetic takes a snapped "
+                "graph (dalif_deploy.passes.snap)",
+            )
+
+
+_TORCH = {"float32": torch.float32, "float64": torch.float64}
 
 
 @contextmanager

@@ -54,6 +54,8 @@ SUM_LIMIT = 2**53
 """float64 holds every whole number up to here: the limit of every whole sum."""
 PLANE_INPUT_LIMIT = 127
 """The largest input of int8 planes: AVX2 adds pairs of products in int16, and 2 * 127 * 128 <= 32767."""
+_NO_GRID = -2000
+"""The exponent of a channel without a value that is not 0."""
 GRIDS = (-100, 126)
 """The k between which 2^-k, and sums of it, are normal float32 numbers."""
 
@@ -97,23 +99,6 @@ class Lattice:
 def joined(digits: Sequence[Integers], bases: Sequence[int]) -> Integers:
     """sum_i digits[i] * bases[i]."""
     return np.asarray(sum(digit * np.int64(base) for digit, base in zip(digits, bases, strict=True)))
-
-
-def certificate_of(lattices: Mapping[str, Lattice], graph: SpikingGraph) -> str:
-    """The certificate of an exact file, JSON: a list with one object for each node with weights, in the graph's
-    order: "node", "form", "exponents", "largest", "limit" and "inputs_maximum", as in `Lattice`."""
-    entries = [
-        {
-            "node": lattice.node,
-            "form": lattice.form,
-            "exponents": lattice.exponents.tolist(),
-            "largest": lattice.largest,
-            "limit": lattice.limit,
-            "inputs_maximum": lattice.inputs_maximum,
-        }
-        for lattice in (lattices[node.name] for node in graph.nodes if node.name in lattices)
-    ]
-    return json.dumps(entries)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +187,7 @@ def require_exact(graph: SpikingGraph) -> None:
         weighted = [node for node in group if isinstance(node, Weighted)]
         parameters = {node.name: parameters_of(node, sums.shape(node)) for node in weighted}
         arrays = [array for pair in parameters.values() for array in pair if array is not None]
-        grid = np.max([_finest(array) for array in arrays], axis=0, initial=0 if sums.has_identity(group) else -2000)
+        grid = np.max([_finest(array) for array in arrays], axis=0, initial=0 if sums.has_identity(group) else _NO_GRID)
         for node in weighted:
             for array in parameters[node.name]:
                 # What has more than 53 bits above the grid cannot be summed, and would not fit into 64 bits.
@@ -218,6 +203,58 @@ def require_exact(graph: SpikingGraph) -> None:
         for name, (positive, negative) in sums.reach(group, weights, biases, one).items():
             if (positive > SUM_LIMIT).any() or (negative > SUM_LIMIT).any():
                 raise _not_snapped(graph[name])
+
+
+def identity_digits(exponents: Integers, bases: Sequence[int]) -> tuple[Integers, ...]:
+    """The number 1 in units of 2^-exponents, (channels,) for every base: all of it in the highest digit that can
+    hold it. Exponents are 0 or more."""
+    digits = []
+    left = np.ones(exponents.shape, dtype=bool)
+    for base in bases:
+        above = exponents - (base.bit_length() - 1)
+        here = left & (above >= 0)
+        digits.append(np.where(here, np.int64(1) << np.where(here, above, 0), 0))
+        left &= ~here
+    return tuple(digits)
+
+
+def certificate_of(lattices: Mapping[str, Lattice], graph: SpikingGraph) -> str:
+    """The certificate of an exact file, JSON: a list with one object for each convolution and linear layer.
+
+    All numbers follow from the snapped values alone, so that anyone can recompute them. They are about the sums
+    that a neuron or the readout reads, with all branches, identities and biases. A digit's grid is the coarsest
+    on which all terms of its sum lie; planes count as one digit, put together.
+
+    "node"; "form"; "exponents": for every output channel, the k of the finest of its digits' grids 2^-k, or 0
+    where all is zero; "largest": how far the positive or the negative terms of a digit's sum can reach, in units
+    of its grid, the largest over digits and channels; "limit": what it must not exceed, 2^24 of slices and 2^53
+    of planes; "inputs_maximum": the largest value that the layer reads.
+    """
+    sums = find_sums(graph)
+    found: dict[str, tuple[Integers, int]] = {}
+    for group in sums.groups:
+        for root in _read_by_neurons(graph, group):
+            parts = _parts(group, root)
+            exponents, largest = _certified(sums, parts, lattices)
+            for node in parts:
+                other = found.get(node.name, (exponents, 0))
+                found[node.name] = np.maximum(exponents, other[0]), max(largest, other[1])
+    entries = []
+    for node in graph.nodes:
+        if isinstance(node, Conv2d | Linear) and node.name in found:
+            lattice = lattices[node.name]
+            exponents, largest = found[node.name]
+            entries.append(
+                {
+                    "node": node.name,
+                    "form": lattice.form,
+                    "exponents": np.where(exponents == _NO_GRID, 0, exponents).tolist(),
+                    "largest": largest,
+                    "limit": SLICE_LIMIT if lattice.form.startswith("slices") else SUM_LIMIT,
+                    "inputs_maximum": sums.inputs_maximum(node),
+                }
+            )
+    return json.dumps(entries)
 
 
 def parameters_of(node: Weighted, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
@@ -310,6 +347,55 @@ def _check_kind(graph: SpikingGraph, node: Node, whole: Mapping[str, int]) -> No
         raise refusal(node, "stands between weights and their neuron, where only sums have an exact form")
 
 
+def _read_by_neurons(graph: SpikingGraph, group: Sequence[Node]) -> list[Node]:
+    return [node for node in group if any(isinstance(n, Neuron | Readout) for n in graph.consumers[node.name])]
+
+
+def _parts(group: Sequence[Node], root: Node) -> list[Node]:
+    """The sums that a sum adds up, and itself, in the group's order."""
+    names = {root.name}
+    for node in reversed(group):  # whatever adds comes after what it adds
+        if node.name in names and isinstance(node, Add):
+            names |= {edge.source for edge in node.inputs}
+    return [node for node in group if node.name in names]
+
+
+def _certified(sums: Sums, parts: Sequence[Node], lattices: Mapping[str, Lattice]) -> tuple[Integers, int]:
+    """The exponents and the largest reach of one sum; `_NO_GRID` where a channel's terms are all 0."""
+    of = {node.name: lattices[node.name] for node in parts if isinstance(node, Weighted)}
+    first = next(iter(of.values()))
+    one = identity_digits(np.maximum(first.exponents, 0), first.bases)
+    # Digit by digit: base, weights and biases by node, and the identity.
+    digits: list[tuple[int, dict[str, Integers], dict[str, Integers | None], Integers]]
+    if first.form.startswith("slices"):
+        digits = [
+            (
+                base,
+                {name: lattice.digits[i] for name, lattice in of.items()},
+                {n: None if lattice.bias_digits is None else lattice.bias_digits[i] for n, lattice in of.items()},
+                one[i],
+            )
+            for i, base in enumerate(first.bases)
+        ]
+    else:
+        weights = {name: lattice.weight for name, lattice in of.items()}
+        digits = [(1, weights, {name: lattice.bias for name, lattice in of.items()}, joined(one, first.bases))]
+    exponents, largest = np.full(len(first.exponents), _NO_GRID), 0
+    for base, weights, biases, identity in digits:
+        arrays = [*weights.values(), *(bias for bias in biases.values() if bias is not None)]
+        if sums.has_identity(parts):
+            arrays.append(identity)
+        bits = np.zeros(len(exponents), dtype=np.int64)
+        for array in arrays:
+            bits |= np.bitwise_or.reduce(np.abs(array).reshape(len(bits), -1), axis=1)
+        zeros = np.frexp((bits & -bits).astype(np.float64))[1] - 1  # that all terms end in
+        grid = first.exponents - (base.bit_length() - 1) - zeros
+        exponents = np.maximum(exponents, np.where(bits == 0, _NO_GRID, grid))
+        reach = np.maximum(*sums.reach(parts, weights, biases, identity)[parts[-1].name])
+        largest = max(largest, *(int(r) >> max(int(z), 0) for r, z in zip(reach, zeros, strict=True)))
+    return exponents, largest
+
+
 def _groups(ordered: Sequence[Node]) -> tuple[tuple[Node, ...], ...]:
     """Sums that are added together, in any way, lie on one grid."""
     group_of: dict[str, int] = {}
@@ -325,11 +411,11 @@ def _groups(ordered: Sequence[Node]) -> tuple[tuple[Node, ...], ...]:
 
 
 def _finest(array: NDArray[np.float64]) -> Integers:
-    """For every channel, the smallest k such that all its values are whole in units of 2^-k; -2000 for zeros."""
+    """For every channel, the smallest k such that all its values are whole in units of 2^-k."""
     mantissa, exponent = np.frexp(array.reshape(len(array), -1))
     whole = np.ldexp(mantissa, 53).astype(np.int64)
     lowest = np.frexp((whole & -whole).astype(np.float64))[1] - 1
-    places = np.where(whole != 0, 53 - exponent.astype(np.int64) - lowest, -2000)
+    places = np.where(whole != 0, 53 - exponent.astype(np.int64) - lowest, _NO_GRID)
     return np.asarray(places.max(axis=1))
 
 

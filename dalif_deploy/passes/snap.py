@@ -40,6 +40,7 @@ from dalif_deploy.lattice import (
     Sums,
     Weighted,
     find_sums,
+    identity_digits,
     parameters_of,
     refusal,
 )
@@ -231,7 +232,8 @@ def _planes(group: _Group, form: Form) -> _Digits:
         whole = group.values.rounded(grid)
         weights = {name: _balanced(array, count) for name, array in whole.weights.items()}
         biases = {name: None if array is None else _halves(array, bases) for name, array in whole.biases.items()}
-        one = _one_digits(whole.one, grid, bases)
+        identity = identity_digits(np.maximum(grid, 0), bases)
+        one = [np.where(group.values.one > 0.0, digit, 0) for digit in identity]
         return tuple(
             Terms(
                 {name: digits[i] for name, digits in weights.items()},
@@ -300,17 +302,6 @@ def _halves(values: Integers, bases: Sequence[int]) -> list[Integers]:
     low = ((values + 2**15) & 0xFFFF) - 2**15
     places = {1: low, 2**16: (values - low) >> 16}
     return [places.get(base, np.zeros_like(values)) for base in bases]
-
-
-def _one_digits(one: Integers, grid: Integers, bases: Sequence[int]) -> list[Integers]:
-    """A power of two, or 0: all of it in the highest digit that holds it."""
-    digits = []
-    left = one.copy()
-    for base in bases:
-        place = base.bit_length() - 1
-        digits.append(np.where(grid >= place, left >> place, 0))
-        left = np.where(grid >= place, 0, left)
-    return digits
 
 
 def _peak(arrays: Sequence[NDArray[Any]], channels: int) -> NDArray[Any]:

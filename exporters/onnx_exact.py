@@ -8,6 +8,14 @@ The input is `input`, uint8 [batch, *shape] or, where it is temporal, [batch, T,
 0 and 1. `logits` are of the membrane's type. As in every file of this exporter, the spikes of a timestep are
 `<layer>/t<t>/spikes`; here its potential V before the reset has a name too, `<layer>/t<t>/potential`. The layers
 listed in the metadata entry "channels_last" have both as [batch, height, width, channels].
+
+Initialisers, where <root> is the node that a neuron or the readout reads:
+
+    <node>.slices, .slices_bias           float32 [slices * out, ...], [slices * out], highest slice first
+    <node>.plane<i>, .bias<i>             int8 [kernel * in, out], int32 [out], in units of 256^i
+    <root>.slice<i>_term<n>, _offset<n>   float32: what slice i gets of the n-th identity or Scale; none where it is 1
+    <root>.term<n>, .term<n>_offset       the same of planes: int32 in units of 2^-k, or float64
+    <root>.unit                           2^-k; .high_unit, .low_unit: of the upper two planes and of the others
 """
 
 from __future__ import annotations

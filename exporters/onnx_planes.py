@@ -83,8 +83,9 @@ def combine(
     if planes:
         total = writer.int32(planes) if arithmetic == INT32 else writer.double(planes, unit, last)
     for i, (value, weight, offset) in enumerate(terms):
-        term = writer.node("Mul", [value, constant(f"{root.name}.term{i}", weight)], f"term{i}", arithmetic)
-        total = term if total is None else writer.node("Add", [total, term], f"with_term{i}", arithmetic)
+        if weight.any() or total is None:
+            term = writer.node("Mul", [value, constant(f"{root.name}.term{i}", weight)], f"term{i}", arithmetic)
+            total = term if total is None else writer.node("Add", [total, term], f"with_term{i}", arithmetic)
         if offset is not None and offset.any():
             total = writer.node(
                 "Add", [total, constant(f"{root.name}.term{i}_offset", offset)], f"with_offset{i}", arithmetic

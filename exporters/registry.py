@@ -54,7 +54,7 @@ def _onnx() -> Format:
         read=lambda path: onnx.load_model(str(path)),
         parameters=parameters,
         metadata=lambda model: {entry.key: entry.value for entry in model.metadata_props},
-        options=frozenset({"opset", "outputs"}),
+        options=frozenset({"opset", "outputs", "precision"}),
     )
 
 

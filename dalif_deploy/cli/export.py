@@ -16,6 +16,7 @@ Examples:
   dalif-export --to onnx model.pt
   dalif-export --to nir model.pt -o net.nir --force
   dalif-export --to onnx --outputs spikes --opset 20 model.pt
+  dalif-export --to onnx --precision exact model.pt -o exact.onnx
   dalif-export --to pt --model mynet:build --model-arg depth=20 \\
                -T 4 --input-shape 3,32,32 checkpoint.pth
 """
@@ -36,10 +37,11 @@ Examples:
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32"]),
+    type=click.Choice(["float32", "exact", "exact64"]),
     default="float32",
     show_default=True,
-    help="What weights are rounded to.",
+    help="exact: all sums are exact, so that spikes and logits are the same bits on every backend; exact64: with a "
+    "float64 membrane too, as the float64 reference. ONNX only.",
 )
 @click.option("--opset", type=int, metavar="N", help="ONNX opset, 18 or higher.  [default: 18]")
 @click.option(
@@ -86,7 +88,7 @@ def command(
     given = {key: value for key, value in rest.items() if value is not None}
     result = export(
         model, output, to=target, options=options, data=None if data is None else read_data(data), samples=samples,
-        verified=verified, force=force, progress=talk.progress, **given,
+        verified=verified, force=force, precision=precision, progress=talk.progress, **given,
     )  # fmt: skip
     for note in result.notes:
         talk.note(note)

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from dalif_deploy import __version__
+from dalif_deploy.deploy.content import content_of
 from dalif_deploy.deploy.data import Data, Progress
 from dalif_deploy.deploy.files import check_output, sha256, written_whole
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
@@ -63,6 +64,7 @@ def export(
     samples: int | None = None,
     verified: bool = True,
     force: bool = False,
+    precision: str = "float32",
     progress: Progress | None = None,
     **format_options: Any,
 ) -> ExportResult:
@@ -70,7 +72,9 @@ def export(
 
     `path`: where to; None takes the model's own stem, beside it. `data`, `samples`: as for `verify`.
     `verified`: compare the written file with the model; a divergent file is not kept. `force`: replace an
-    existing file (never the model). `format_options`: "opset" and "outputs" for onnx, "dialect" for nir.
+    existing file (never the model). `precision`: "float32"; or "exact" or "exact64", for ONNX files whose sums no
+    order of summation can change (docs/exactness.md, L3). `format_options`: "opset" and "outputs" for onnx,
+    "dialect" for nir.
     Raises `DalifError`: what opening the model raises; UNSUPPORTED_LAYER, TARGET_CANNOT_HOLD, FOLD_MISMATCH,
     EXPORT_DIVERGES (as `DivergentError`), OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
     """
@@ -85,13 +89,16 @@ def export(
     format_ = file_format(to)
     for option in format_options.keys() - format_.options:
         raise _no_such_option(to, option)
+    if precision != "float32" and "precision" not in format_.options:
+        raise DalifError(Code.BAD_OPTION, f"--precision {precision}: {to} files hold float32 only")
     chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
     chosen = chosen.first(samples)
     folded, _ = prove_folding(opened.graph, chosen.batches())
     metadata = {"tool": f"dalif_deploy {__version__}"}
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
-    content = format_.export(folded, metadata=metadata, **format_options)
+    held = content_of(folded, precision)
+    content = held.object(format_, metadata=metadata, **format_options)
     verdict = None
     with written_whole(target) as temporary:
         format_.write(content, temporary)
@@ -103,8 +110,8 @@ def export(
             if not verdict.passes():
                 raise DivergentError(target, verdict)
         digest = sha256(temporary)
-    notes = dict.fromkeys((*opened.notes, *format_.details(content), *(verdict.notes if verdict else ())))
-    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes))
+    notes = dict.fromkeys((*opened.notes, *held.notes, *format_.details(content), *(verdict.notes if verdict else ())))
+    return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes), precision)
 
 
 class DivergentError(DalifError):

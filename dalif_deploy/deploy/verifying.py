@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dalif_deploy.deploy.content import Content, content_of
 from dalif_deploy.deploy.data import Data, Progress
 from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model, precision_of
@@ -48,6 +49,8 @@ class _Candidate:
     comparer: Comparer
     file: Path | None = None
     tensors: tuple[ParameterDifference, ...] = ()
+    definition: Runtime | None = None
+    bits: int = 0
     correct: int = 0
     synaptic: int | None = None
 
@@ -57,6 +60,7 @@ class _Candidate:
             description=self.runtime.description,
             file=None if self.file is None else str(self.file),
             tensors_differing=self.tensors,
+            definition_differing=None if self.definition is None else self.bits,
             notes=tuple(dict.fromkeys(getattr(self.runtime, "notes", ()))),
             accuracy=self.correct / samples if labelled else None,
             synaptic_operations=None if self.synaptic is None else self.synaptic / samples,
@@ -111,6 +115,8 @@ def verify(
             recording = candidate.runtime.run(batch)
             _check_logits(candidate, recording, reference)
             candidate.comparer.add(batch, reference, recording, known)
+            if candidate.definition is not None:
+                candidate.bits += _differing_bits(recording, candidate.definition.run(batch))
             candidate.correct += _correct(recording, labels)
             if recording.operations is not None:
                 candidate.synaptic = (candidate.synaptic or 0) + sum(recording.operations.synaptic.values())
@@ -136,6 +142,12 @@ def verify(
         accuracy=correct / done if labelled else None,
         notes=(f"data: {chosen.origin}", *opened.notes, *candidates.notes),
     )
+
+
+def _differing_bits(found: Recording, expected: Recording) -> int:
+    """How many spikes and logits of two recordings are not equal; 0.0 and -0.0 are."""
+    spikes = sum(int(train.differing(expected.spikes[name]).sum()) for name, train in found.spikes.items())
+    return spikes + int(np.count_nonzero(found.logits != expected.logits))
 
 
 def _correct(recording: Recording, labels: NDArray[np.integer] | None) -> int:
@@ -169,7 +181,9 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
     graphs: dict[Takes, SpikingGraph] = {"training": model.graph, "folded": folded}
     for kind in kinds:
         if kind.takes in graphs:
-            candidates.found.append(_candidate(model, folded, kind, open_runtime(kind, graphs[kind.takes])))
+            candidates.found.append(
+                _candidate(model, content_of(folded, "float32"), kind, open_runtime(kind, graphs[kind.takes]))
+            )
     for file in files:
         _add_file(candidates, model, folded, file, kinds, demanded=wanted is not None)
     if wanted is not None:
@@ -183,13 +197,13 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
 
 
 def _candidate(
-    model: Model, folded: SpikingGraph, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
+    model: Model, content: Content, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
     tensors: tuple[ParameterDifference, ...] = (),
 ) -> _Candidate:  # fmt: skip
-    graph = model.graph if kind.takes == "training" else folded
-    arithmetic = Arithmetic(kind.precision, kind.update)
+    graph = model.graph if kind.takes == "training" else content.judged
+    arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update))
     comparer = Comparer(runtime.name, graph, arithmetic=arithmetic, reference=model.graph)
-    return _Candidate(runtime, comparer, file, tensors)
+    return _Candidate(runtime, comparer, file, tensors, content.definition())
 
 
 def _add_file(
@@ -200,7 +214,8 @@ def _add_file(
     format_ = file.format
     _check_fits(path, file.metadata, folded)
     options = {key: file.metadata.extra[key] for key in format_.options if key in file.metadata.extra}
-    expected = format_.parameters(format_.export(folded, **options))
+    content = content_of(folded, options.pop("precision", "float32"))
+    expected = format_.parameters(content.object(format_, **options))
     tensors = compare_parameters(expected, format_.parameters(file.content))
     simulated = False
     for kind in kinds:
@@ -210,7 +225,7 @@ def _add_file(
         if not demanded and (why := _unable(file, kind)) is not None:
             candidates.notes.append(f"{path}: not run in {kind.name}: {why}")
             continue
-        candidates.found.append(_candidate(model, folded, kind, file.open(kind), path, tensors))
+        candidates.found.append(_candidate(model, content, kind, file.open(kind), path, tensors))
         simulated = simulated or not reads_back
     if not simulated and format_.name in READ_BACK:
         candidates.notes.append(f"{path}: {READ_BACK_ONLY}")

@@ -5,6 +5,7 @@ from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFind
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference, compare_parameters
 from dalif_deploy.equivalence.replay import NeuronStep, replay, simulate
+from dalif_deploy.equivalence.rounding import Grids
 from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Comparer",
     "Comparison",
     "Gains",
+    "Grids",
     "Judgement",
     "Known",
     "NeuronStep",

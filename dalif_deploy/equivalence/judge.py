@@ -19,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.equivalence.membrane import Update
+from dalif_deploy.equivalence.membrane import U64, Update
 from dalif_deploy.equivalence.replay import NeuronStep, replay
+from dalif_deploy.equivalence.rounding import Grids, U
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.recording import SpikeTrain
 
@@ -33,10 +34,12 @@ of folding. The excess over 1 for float32 is the replay's own rounding."""
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How a candidate computes: in which precision, and by which membrane formula (see `membrane`)."""
+    """How a candidate computes: in which precision, by which membrane formula (see `membrane`), and, where its
+    weights were snapped so that its sums are exact, on which grids; `precision` is then its membrane's."""
 
     precision: Precision = "float32"
     update: Update = "sum"
+    grids: Grids | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,11 @@ def judge(
     `graph`: what the candidate computes, training or folded. `first_sample`: the index in the data of the
     batch's first sample. Raises as `replay`.
     """
-    visitor = _Judging(spikes, SHARE[arithmetic.precision], first_sample, len(batch))
-    replay(graph, batch, visitor, history=spikes, update=arithmetic.update)
+    snapped = arithmetic.grids is not None
+    share = SHARE["float32"] if snapped else SHARE[arithmetic.precision]
+    unit = U64 if snapped and arithmetic.precision == "float64" else U
+    visitor = _Judging(spikes, share, first_sample, len(batch))
+    replay(graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids, unit=unit)
     return Judgement(tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest)
 
 

@@ -15,22 +15,37 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.equivalence.rounding import TINY, U, gamma, rounded
-from dalif_deploy.nodes import Array, Neuron
+from dalif_deploy.equivalence.rounding import TINY, U
+from dalif_deploy.equivalence.rounding import gamma as gamma_of
+from dalif_deploy.equivalence.rounding import rounded as float32_rounded
+from dalif_deploy.nodes import Array, Neuron, frozen
 from dalif_deploy.operators import Values
 
 Update = Literal["sum", "decay"]
+
+U64 = 2.0**-53
+"""The unit roundoff of float64."""
 
 
 class MembraneError:
     """The error of one neuron layer's potential, carried from step to step.
 
-    `update`: the runtime's formula. Values are float64, [batch, *shape] or broadcastable.
+    `update`: the runtime's formula. `unit`: its unit roundoff, that of float32 or `U64`. Values are float64,
+    [batch, *shape] or broadcastable.
     """
 
-    def __init__(self, neuron: Neuron, update: Update) -> None:
+    def __init__(self, neuron: Neuron, update: Update, unit: float = U) -> None:
         self._neuron = neuron
         self._update = update
+        self._unit = unit
+
+        def rounded(values: Array) -> tuple[Array, Array]:
+            return float32_rounded(values) if unit == U else (values, frozen(np.zeros_like(values)))
+
+        def gamma(roundings: float) -> Values:
+            return gamma_of(roundings, unit)
+
+        self._gamma = gamma
         self._beta, self._beta_error = rounded(neuron.beta)
         self._alpha, self._alpha_error = rounded(neuron.alpha)
         self._leak, self._leak_error = rounded(neuron.leak_target)
@@ -50,35 +65,37 @@ class MembraneError:
         size = np.abs(current) + current_error
         scaled = np.abs(self._alpha) * current_error + self._alpha_error * size
         if not np.all(self._neuron.alpha == 1.0):
-            scaled = scaled + U * np.abs(self._alpha) * size + TINY
+            scaled = scaled + self._unit * np.abs(self._alpha) * size + TINY
         step = self._sum if self._update == "sum" else self._decay
         return step(before, np.abs(self._neuron.alpha) * size, scaled, potential)
 
     def _sum(self, before: Values, _current: Values, scaled: Values, potential: Values) -> Values:
         neuron, held = self._neuron, self._held
         error = np.abs(self._beta) * held + self._beta_error * np.abs(before)
-        error = error + U * np.abs(self._beta) * (np.abs(before) + held) + TINY
+        error = error + self._unit * np.abs(self._beta) * (np.abs(before) + held) + TINY
         if np.any(neuron.leak_target):
             gap = np.abs(before - neuron.leak_target) + held + self._leak_error
-            error = error + gamma(3.0) * (np.abs(self._beta) * gap + np.abs(neuron.leak_target))
+            error = error + self._gamma(3.0) * (np.abs(self._beta) * gap + np.abs(neuron.leak_target))
             error = error + (1.0 + np.abs(self._beta)) * self._leak_error
         total = error + scaled
-        return np.asarray(total + U * (np.abs(potential) + total))
+        return np.asarray(total + self._unit * (np.abs(potential) + total))
 
     def _decay(self, before: Values, current: Values, scaled: Values, potential: Values) -> Values:
         neuron, held = self._neuron, self._held
         k = np.abs(1.0 - neuron.beta)
         total = np.abs(neuron.beta) * held + scaled
-        total = total + gamma(8.0) * (current + scaled + k * (np.abs(before) + held)) + 8 * TINY
+        total = total + self._gamma(8.0) * (current + scaled + k * (np.abs(before) + held)) + 8 * TINY
         around = np.abs(potential) + np.abs(neuron.beta) * (np.abs(before) + held) + current + total
-        return np.asarray(total + gamma(2.0) * around)
+        return np.asarray(total + self._gamma(2.0) * around)
 
     def reset(self, spikes: NDArray[np.bool_], potential_error: Values, after: Values) -> None:
         """Carry the error of V[t] over the reset to H[t] = `after`; `spikes` is what the candidate fired."""
         if self._neuron.reset == "hard":
             # The reset is a value of its own, whatever V was: a spike that is certain clears the error.
-            scaled = self._reset_error + (gamma(3.0) * np.abs(self._neuron.v_reset) if self._update == "decay" else 0.0)
+            scaled = self._reset_error + (
+                self._gamma(3.0) * np.abs(self._neuron.v_reset) if self._update == "decay" else 0.0
+            )
             self._held = np.where(spikes, scaled, potential_error)
         else:
             subtracted = potential_error + self.threshold_error
-            self._held = np.where(spikes, subtracted + U * (np.abs(after) + subtracted), potential_error)
+            self._held = np.where(spikes, subtracted + self._unit * (np.abs(after) + subtracted), potential_error)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import MembraneError, Update
-from dalif_deploy.equivalence.rounding import node_error, unbounded_where_undefined
+from dalif_deploy.equivalence.rounding import Grids, U, node_error, snapped_error, unbounded_where_undefined
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
@@ -55,14 +55,18 @@ def replay(
     *,
     history: Mapping[str, SpikeTrain] | None = None,
     update: Update | None = None,
+    grids: Grids | None = None,
+    unit: float = U,
 ) -> Array:
     """Run `graph` in float64 and show every layer at every timestep to `visit`; returns the logits.
 
     `batch`: data as for any runtime. `history`: the spikes to follow, by layer; None follows the graph's
     own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
+    `grids`: of a runtime whose weights were snapped onto them, so that its sums are exact. `unit`: the unit
+    roundoff of its membrane.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    return _Replay(graph, batch, visit, history, update).run()
+    return _Replay(graph, batch, visit, history, update, grids, unit).run()
 
 
 def simulate(graph: SpikingGraph, batch: NDArray[np.generic]) -> Recording:
@@ -89,6 +93,8 @@ class _Replay:
         visit: Visitor,
         history: Mapping[str, SpikeTrain] | None,
         update: Update | None,
+        grids: Grids | None,
+        unit: float,
     ) -> None:
         for neuron in graph.neurons:
             names = [variable.name for variable in neuron.state]
@@ -105,12 +111,14 @@ class _Replay:
         self.visit = visit
         self.history = history
         self.bounded = update is not None
+        self.grids = grids
+        self.unit = unit
         self.values: dict[str, _Tracked] = {}
         self.past: dict[str, list[_Tracked]] = {
             edge.source: [] for node in graph.nodes for edge in node.inputs if edge.delay
         }
         self.membrane: dict[str, Values] = {}
-        self.errors = {} if update is None else {n.name: MembraneError(n, update) for n in graph.neurons}
+        self.errors = {} if update is None else {n.name: MembraneError(n, update, unit) for n in graph.neurons}
         self.per_step: list[Values] = []
 
     def run(self) -> Array:
@@ -141,7 +149,10 @@ class _Replay:
             return _Tracked(value, None)
         errors = [source.error for source in sources if source.error is not None]
         types = [self.graph.types[edge.source] for edge in node.inputs]
-        error = node_error(node, [source.value for source in sources], errors, types, value)
+        inputs = [source.value for source in sources]
+        if self.grids is not None:
+            return _Tracked(value, snapped_error(node, inputs, errors, value, self.grids))
+        error = node_error(node, inputs, errors, types, value)
         proved = error is not None and all(source.proved for source in sources)
         return _Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
 
@@ -179,9 +190,12 @@ class _Replay:
         self.membrane[node.name] = held
         bound: Values | None = None
         if source.error is not None:
+            input_error = source.error
+            if self.grids is not None:  # the exact sum is rounded once, to the membrane's type
+                input_error = input_error + self.unit * (np.abs(current) + input_error)
             membrane = self.errors[node.name]
             with np.errstate(invalid="ignore", over="ignore"):
-                error = unbounded_where_undefined(membrane.integrate(before, current, source.error, potential))
+                error = unbounded_where_undefined(membrane.integrate(before, current, input_error, potential))
             membrane.reset(spikes, error, held)
             bound = error + membrane.threshold_error
         self.visit(NeuronStep(node, t, current, potential, fires, held, source.error, bound, source.proved))

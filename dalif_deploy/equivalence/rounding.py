@@ -12,7 +12,7 @@ not zero take part in rounding.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -49,9 +49,9 @@ EXACT_WHOLE = 2**24
 """Whole numbers up to this are exact in float32."""
 
 
-def gamma(roundings: float | Values) -> Values:
+def gamma(roundings: float | Values, unit: float = U) -> Values:
     """gamma(k) = k u / (1 - k u): the relative error of k roundings in a row."""
-    return np.asarray(roundings * U / (1.0 - roundings * U))
+    return np.asarray(roundings * unit / (1.0 - roundings * unit))
 
 
 def rounded(values: Array) -> tuple[Array, Array]:
@@ -77,6 +77,35 @@ def node_error(
     return unbounded_where_undefined(np.where(np.abs(value) < LARGEST, error, np.inf))
 
 
+@dataclass(frozen=True, eq=False)
+class Grids:
+    """The grids of a graph whose weights were snapped so that every sum is exact: by node with weights, the
+    spacing of the grid, one number a channel (channels,) or one for all ().
+
+    A weight is off by half a spacing at most, and nothing else rounds before the neuron.
+    """
+
+    spacing: Mapping[str, Array]
+
+
+def snapped_error(
+    node: Node, inputs: Sequence[Values], errors: Sequence[Values], value: Values, grids: Grids
+) -> Values:
+    """The error of a stateless node whose weights lie on a grid and whose sums are exact; the shape of `value`."""
+    (x, *_), total = inputs, np.zeros_like(value)
+    if node.name in grids.spacing:
+        half = 0.5 * grids.spacing[node.name]
+        half = half.reshape(half.shape + (1,) * (value.ndim - 2 if half.ndim else 0))
+        reach = np.abs(x) if isinstance(node, Scale) else _summed_inputs(node, np.abs(x))
+        return np.asarray(total + half * (reach + 1.0) * (1.0 + U))
+    for error in errors:
+        if isinstance(node, Add):
+            total = total + error
+        elif error.any():
+            total = total + evaluate(node, [error])
+    return total
+
+
 def unbounded_where_undefined(error: Values) -> Values:
     """Infinity in place of NaN, which comes of 0 times an error that is not bounded."""
     return np.where(np.isnan(error), np.inf, error)
@@ -92,7 +121,7 @@ def _weighted(
     product, unless x is a spike."""
     (x,), (e,), (kind,) = inputs, errors, types
     absolute, linear = _absolute(node)
-    terms = _active_terms(node, (x != 0.0) | (e != 0.0))
+    terms = _summed_inputs(node, (x != 0.0) | (e != 0.0))
     additions = np.maximum(terms - (1.0 if node.bias is None else 0.0), 0.0)
     once = U if kind.kind == "spike" else 2 * U
     size = evaluate(absolute, [np.abs(x)])
@@ -114,12 +143,13 @@ _ABSOLUTE: WeakKeyDictionary[Node, tuple[Conv2d | Linear, Conv2d | Linear]] = We
 """A cache, since a layer is bounded once a timestep."""
 
 
-def _active_terms(node: Conv2d | Linear, active: NDArray[np.bool_]) -> Values:
-    """How many inputs that may not be zero reach each output; float64, broadcasts against the output."""
+def _summed_inputs(node: Node, x: NDArray[Any]) -> Values:
+    """The sum of the inputs that reach each output, as if all weights were 1; broadcasts against the output."""
+    assert isinstance(node, Conv2d | Linear)
     if isinstance(node, Linear):
-        return np.asarray(active.sum(axis=-1, keepdims=True, dtype=np.float64))
-    batch, channels, *size = active.shape
-    summed = active.reshape(batch, node.groups, channels // node.groups, *size).sum(axis=2, dtype=np.float64)
+        return np.asarray(x.sum(axis=-1, keepdims=True, dtype=np.float64))
+    batch, channels, *size = x.shape
+    summed = x.reshape(batch, node.groups, channels // node.groups, *size).sum(axis=2, dtype=np.float64)
     kernel = node.weight.shape[2:]
     ones = Conv2d(
         name=node.name, inputs=node.inputs, weight=frozen(np.ones((node.groups, 1, *kernel))), stride=node.stride,

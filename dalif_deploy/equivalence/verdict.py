@@ -79,7 +79,8 @@ class RuntimeComparison:
 
     `tensors_differing`: parameters of the file that are not what an export of the model has, exercised by the
     data or not; any of them makes the outcome divergent. `accuracy`: where labels were given.
-    `synaptic_operations`: per sample, of runtimes that count them.
+    `synaptic_operations`: per sample, of runtimes that count them. `definition_differing`: of a file with exact
+    sums, how many spikes and logits are not bit for bit what its definition gives; any makes it divergent.
     """
 
     comparison: Comparison
@@ -89,11 +90,12 @@ class RuntimeComparison:
     notes: tuple[str, ...] = ()
     accuracy: float | None = None
     synaptic_operations: float | None = None
+    definition_differing: int | None = None
 
     @property
     def outcome(self) -> Outcome:
-        """The comparison's, or divergent where the file's parameters differ."""
-        return Outcome.DIVERGENT if self.tensors_differing else self.comparison.outcome
+        """The comparison's, or divergent where the file's parameters or exact results differ."""
+        return Outcome.DIVERGENT if self.tensors_differing or self.definition_differing else self.comparison.outcome
 
     def as_json(self) -> dict[str, Any]:
         """Plain types only."""
@@ -106,6 +108,7 @@ class RuntimeComparison:
             "notes": list(self.notes),
             "accuracy": self.accuracy,
             "synaptic_operations": self.synaptic_operations,
+            "definition_differing": self.definition_differing,
         }
 
 

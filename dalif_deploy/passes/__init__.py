@@ -10,7 +10,12 @@ from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.passes.contract import Pass
 from dalif_deploy.passes.fold_alpha import fold_alpha
 from dalif_deploy.passes.fold_batchnorm import fold_batchnorm
+from dalif_deploy.passes.input_codes import take_codes as fold_encoding
+from dalif_deploy.passes.snap import snap
 from dalif_deploy.passes.sum_pools import sum_pools
+from dalif_deploy.passes.whole_pools import whole_pools
+
+__all__ = ["FOLDING", "Pass", "fold", "fold_encoding", "snap", "whole_pools"]
 
 FOLDING: tuple[Pass, ...] = (fold_batchnorm, fold_alpha, sum_pools)
 """The passes that folding runs, in this order."""

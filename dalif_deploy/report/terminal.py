@@ -157,6 +157,11 @@ def _print_runtime(console: Console, runtime: RuntimeComparison) -> None:
     title = runtime.comparison.name + (f" on {runtime.file}" if runtime.file else "")
     for note in runtime.notes:
         console.print(f"{title}: {note}", markup=False, soft_wrap=True)
+    if runtime.definition_differing is not None:
+        bits = f"{runtime.definition_differing:,} spikes and logits differ from" if runtime.definition_differing else (
+            "every spike and logit is bit for bit that of"
+        )  # fmt: skip
+        console.print(f"{title}: {bits} its definition in exact arithmetic", markup=False, soft_wrap=True)
     for difference in runtime.tensors_differing:
         where = f", most at {list(difference.index)} by {difference.largest:.3g}" if difference.elements else ""
         count = f" ({difference.elements} of them)" if difference.elements else ""

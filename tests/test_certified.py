@@ -64,6 +64,13 @@ RUNTIMES: dict[str, tuple[str, Callable[[Trained, Callable[[str], Path]], Runs]]
     "torch, folded": ("folded", lambda case, _: TorchRuntime(case.folded, dtype="float32").run),
     "events": ("folded", lambda case, _: EventsRuntime(case.folded).run),
     **{
+        f"events, random order {seed}": (
+            "folded",
+            lambda case, _, seed=seed: EventsRuntime(case.folded, order=np.random.default_rng(seed)).run,
+        )
+        for seed in range(3)
+    },
+    **{
         f"onnxruntime, {level}": (
             "folded",
             lambda case, file, level=level: OnnxRuntime(file("onnx"), threads=1, optimization=level).run,
@@ -110,6 +117,24 @@ def test_potentials_reach_a_tenth_of_the_bound_in_every_layer_and_never_leave_it
         replay(network.folded, batch, visit, history=history, update="sum")
     for layer, ratio in largest.items():
         assert 0.1 <= ratio <= 1.0, (layer, ratio)
+
+
+@pytest.mark.parametrize("case", [("digits", 4), ("resnet20_digits", 4)], ids=str)
+def test_the_events_runtimes_potentials_stay_within_the_bound_in_random_orders(case: tuple[str, int]) -> None:
+    network, batch, _ = part(case)
+    batch = batch[:8]
+    for seed in range(3):
+        seen: dict[str, list[NDArray[np.floating]]] = {}
+        runtime = EventsRuntime(
+            network.folded, order=np.random.default_rng(seed), watch=lambda n, v, s=seen: s.setdefault(n, []).append(v)
+        )
+        history = runtime.run(batch).spikes
+
+        def visit(step: NeuronStep, seen: dict[str, list[NDArray[np.floating]]] = seen) -> None:
+            gap = np.abs(seen[step.neuron.name][step.t].astype(np.float64) - step.potential)
+            assert (gap <= step.bound).all(), step.neuron.name
+
+        replay(network.folded, batch, visit, history=history, update="sum")
 
 
 def test_some_samples_are_certified_and_some_are_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,9 @@ class ParameterDifference:
     index: tuple[int, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types only."""
-        return {**vars(self), "index": list(self.index)}
+        """Plain types only; a difference that is no finite number is null."""
+        largest = self.largest if math.isfinite(self.largest) else None
+        return {**vars(self), "largest": largest, "index": list(self.index)}
 
 
 def compare_parameters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -55,7 +56,7 @@ class Comparison:
     prediction_changes: int
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types, with the keys of the verdict's schema."""
+        """Plain types, with the keys of the verdict's schema; a difference of logits that is no number is null."""
         return {
             "name": self.name,
             "verdict": str(self.outcome),
@@ -68,7 +69,7 @@ class Comparison:
             "certified_samples": self.certified_samples,
             "samples_by_verdict": {str(outcome): count for outcome, count in self.samples_by_outcome.items()},
             "closest": None if self.closest is None else self.closest.as_json(),
-            "max_logit_difference": self.max_logit_difference,
+            "max_logit_difference": self.max_logit_difference if math.isfinite(self.max_logit_difference) else None,
             "prediction_changes": self.prediction_changes,
         }
 

@@ -45,6 +45,7 @@ lint: .venv/ready-test
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/bench_exact.py
+	$(BIN)/python benchmarks/bench_exact.py
 
 prove: .venv/ready
 	$(BIN)/python benchmarks/prove.py

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,7 +88,13 @@ def to_bytes(checkpoint: Checkpoint, *, tool_version: str) -> bytes:
             },
         }
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    # Reading compares the checksums, so they are written whatever the process has set for its own files.
+    wanted = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        torch.save(content, buffer)
+    finally:
+        torch.serialization.set_crc32_options(wanted)
     return buffer.getvalue()
 
 
@@ -106,6 +113,8 @@ def read(path: Path) -> Checkpoint:
             Code.FOREIGN_FILE,
             f"{path}: model format {content.get('version')}, this version reads {VERSION}; update dalif_deploy",
         )
+    if not _checksums_hold(path):
+        raise _damaged(path)
     try:
         return Checkpoint(
             graph=_read_graph(content["graph"]),
@@ -133,7 +142,10 @@ def load_plain(path: Path) -> Any:
     if not raw.startswith((b"PK\x03\x04", b"\x80")):
         raise DalifError(Code.FOREIGN_FILE, f"{path}: neither a PyTorch file nor another format that is known here")
     try:
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of a pickle that torch did not write; it is refused below.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if raw.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):
             raise _damaged(path) from error
@@ -144,6 +156,15 @@ def load_plain(path: Path) -> Any:
         ) from error
     except Exception as error:  # damaged bytes make torch.load raise nearly anything, struct.error included
         raise _damaged(path) from error
+
+
+def _checksums_hold(path: Path) -> bool:
+    """Whether every part of the archive is what was written; torch.load itself does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return False
 
 
 def _damaged(path: Path) -> DalifError:

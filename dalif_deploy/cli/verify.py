@@ -16,11 +16,13 @@ Examples:
   dalif-verify model.pt net.onnx net.nir
   dalif-verify model.pt net.onnx --data test.npz --samples 100
   dalif-verify model.pt net.nir --runtime norse --strict --json
+  dalif-verify model.pt --from chip.npz --data test.npz
+  dalif-verify --check-certificate exact.onnx
 """
 
 
 @click.command("dalif-verify", epilog=EXAMPLES)
-@click.argument("model", type=PATH)
+@click.argument("model", type=PATH, required=False)
 @click.argument("exported", nargs=-1, type=PATH)
 @click.option(
     "--data",
@@ -35,12 +37,29 @@ Examples:
     metavar="NAME",
     help="Only this runtime; repeatable. Default: torch, events, and every installed one that reads a given file.",
 )
+@click.option(
+    "--from",
+    "recordings",
+    multiple=True,
+    type=PATH,
+    metavar="RUN.npz",
+    help="A run of the same data that was recorded elsewhere, for instance on a chip, in the form that "
+    "`dalif-run --spikes -o` writes; repeatable.",
+)
+@click.option(
+    "--check-certificate",
+    "certified",
+    type=PATH,
+    metavar="FILE",
+    help="Recompute the certificate of an exact ONNX file from the file alone; needs no MODEL.",
+)
 @click.option("--strict", is_flag=True, help="Exit 1 if any spike differs, even where rounding explains it.")
 @loading_options
 @output_options
 def command(
-    model: Path, exported: tuple[Path, ...], data: Path | None, samples: int | None, runtimes: tuple[str, ...],
-    strict: bool, as_json: bool, quiet: bool, verbose: int, **rest: Any,
+    model: Path | None, exported: tuple[Path, ...], data: Path | None, samples: int | None,
+    runtimes: tuple[str, ...], recordings: tuple[Path, ...], certified: Path | None, strict: bool, as_json: bool,
+    quiet: bool, verbose: int, **rest: Any,
 ) -> int:  # fmt: skip
     """Compare EXPORTED files, and the runtimes, with the trained MODEL, spike by spike.
 
@@ -50,14 +69,25 @@ def command(
 
     Exit status: 0 no divergence (rounding included, unless --strict); 1 divergent; 2 unusable input.
     """
-    from dalif_deploy.deploy import read_data, verify
-    from dalif_deploy.report.terminal import print_verdict
+    from dalif_deploy.deploy import check_certificate, read_data, verify
+    from dalif_deploy.report.terminal import print_certificate, print_verdict
 
+    if certified is not None:
+        if model is not None:
+            raise click.UsageError("--check-certificate takes the file alone, without MODEL")
+        check = check_certificate(certified)
+        if as_json:
+            click.echo(json.dumps(check.as_json()))
+        else:
+            print_certificate(certified, check)
+        return 0 if check.holds else 1
+    if model is None:
+        raise click.UsageError("MODEL is missing: give the trained model that the files came from")
     talk = Talk(quiet=quiet)
     options = load_options(rest)
     verdict = verify(
         model, *exported, data=None if data is None else read_data(data), samples=samples,
-        runtimes=runtimes or None, options=options, progress=talk.progress,
+        runtimes=runtimes or None, recordings=recordings, options=options, progress=talk.progress,
     )  # fmt: skip
     if as_json:
         click.echo(json.dumps(verdict.as_json()))

@@ -1,5 +1,6 @@
 """The public verbs: save, load, capture, export, verify, run. The one place that composes all the others."""
 
+from dalif_deploy.certificate import check_certificate
 from dalif_deploy.deploy.data import Data, read_data
 from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
@@ -14,6 +15,7 @@ __all__ = [
     "LoadOptions",
     "Model",
     "capture",
+    "check_certificate",
     "export",
     "load",
     "open_model",

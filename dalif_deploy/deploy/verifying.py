@@ -34,6 +34,7 @@ from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.passes import fold
 from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.protocol import Runtime
+from dalif_deploy.runtimes.recorded import RecordedRuntime
 from dalif_deploy.runtimes.registry import RuntimeKind, Takes, open_runtime, runtime_kind, runtime_kinds
 
 REFERENCE = "training graph, float64, frozen alpha and beta"
@@ -81,6 +82,7 @@ def verify(
     data: Data | NDArray[np.generic] | None = None,
     samples: int | None = None,
     runtimes: Sequence[str] | None = None,
+    recordings: Sequence[str | Path] = (),
     options: LoadOptions | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -89,6 +91,8 @@ def verify(
     `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...], or
     `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at most so many.
     `runtimes`: names; None takes torch and events on the model, and every installed runtime that reads a file.
+    `recordings`: .npz files of runs on the same data elsewhere, for instance on a chip (see `RecordedRuntime`);
+    they are judged as float32 runs of the folded graph.
     Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, OTHER_MODEL.
     A divergence is no error: it is in the verdict.
     """
@@ -99,6 +103,10 @@ def verify(
     chosen = chosen.first(samples)
     graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is opened
     candidates = _candidates(opened, folded, [Path(file) for file in files], runtimes)
+    shapes = {neuron.name: (graph.timesteps, *graph.types[neuron.name].shape) for neuron in graph.neurons}
+    for recorded in map(Path, recordings):
+        comparer = Comparer(RecordedRuntime.name, folded, reference=graph)
+        candidates.found.append(_Candidate(RecordedRuntime(recorded, shapes), comparer, recorded))
     folding = Comparer("folding", graph, arithmetic=Arithmetic("float64"))
     module = Comparer("module", graph, arithmetic=Arithmetic(_module_precision(opened))) if opened.captured else None
     fired = {neuron.name: 0 for neuron in graph.neurons}

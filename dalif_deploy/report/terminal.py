@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dalif_deploy.certificate import CertificateCheck
 from dalif_deploy.deploy.running import RunResult
 from dalif_deploy.deploy.verifying import READ_BACK_ONLY
 from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
@@ -74,6 +75,25 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
     for runtime in verdict.runtimes:
         _print_runtime(console, runtime)
     console.print(one_line(verdict), style=STYLE[verdict.outcome], markup=False, soft_wrap=True)
+
+
+def print_certificate(path: Path, check: CertificateCheck, console: Console | None = None) -> None:
+    """What was recomputed of an exact file's certificate, layer by layer, and what is not as it says."""
+    console = console or Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("layer", overflow="fold")
+    table.add_column("form")
+    for heading in ("grid 2^-k, k", "sums reach", "limit"):
+        table.add_column(heading, justify="right")
+    for layer in check.layers:
+        low, high = min(layer.exponents, default=0), max(layer.exponents, default=0)
+        grid = f"{low}" if low == high else f"{low} to {high}"
+        table.add_row(layer.node, layer.form, grid, f"{layer.largest:,}", f"2^{layer.limit.bit_length() - 1}")
+    console.print(table)
+    for finding in check.findings:
+        console.print(finding, markup=False, soft_wrap=True)
+    word = "holds: every sum is exact" if check.holds else "does not hold"
+    console.print(f"{path}: the certificate ({check.precision}) {word}", markup=False, soft_wrap=True)
 
 
 def print_run(result: RunResult, output: Path | None, console: Console | None = None) -> None:

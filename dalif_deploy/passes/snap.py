@@ -202,7 +202,7 @@ def _slices(group: _Group, count: int) -> _Digits:
     while len(digits) < count:
         reach = _shifted(_most(group.reach(left)), grid).max(initial=0.0)
         step = SLICE_LIMIT.bit_length() + 1 - int(_exponent(reach)) if reach else 1
-        step = min(step, room - sum(steps))
+        step = min(step, room - sum(steps) - (count - 1 - len(digits)))  # one bit at least for every slice below
         while step > 0 and (_most(group.reach(left.rounded(grid + step))) > SLICE_LIMIT).any():
             step -= 1
         if step <= 0:
@@ -256,6 +256,8 @@ def _planes(group: _Group, form: Form) -> _Digits:
         return np.asarray(met.astype(bool))
 
     start = np.minimum(largest.bit_length() - _exponent(highest), GRIDS[1])
+    # A bias or scale may be larger than what the planes hold.
+    start = np.minimum(start, SUM_LIMIT.bit_length() + 1 - _exponent(_most(group.reach(group.values))))
     grid = _lowered(start, holds)
     digits = cut(grid)
     return _Digits(grid, bases, digits, (group.reach(group.values.rounded(grid)),))

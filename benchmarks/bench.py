@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 from dalif_deploy import DALIF, capture, export, fold, reset
-from dalif_deploy.equivalence import simulate
+from dalif_deploy.equivalence import Arithmetic, judge, simulate
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.runtimes.events import EventsRuntime
 from dalif_deploy.runtimes.onnxruntime import OnnxRuntime
@@ -91,6 +91,7 @@ def contenders(case: Case, graph: SpikingGraph, folder: Path) -> dict[str, Calla
     session, feed = ort._session, {"input": case.batch}
     training = TorchRuntime(graph, dtype="float32")
     events = EventsRuntime(fold(graph))
+    fired = simulate(graph, case.batch).spikes
     return {
         BASELINE: module_loop,
         "ONNX Runtime, the exported file": lambda: session.run(["logits"], feed),
@@ -98,6 +99,7 @@ def contenders(case: Case, graph: SpikingGraph, folder: Path) -> dict[str, Calla
         "torch runtime, training graph": lambda: training.run(case.batch),
         "events runtime, folded graph": lambda: events.run(case.batch),
         "float64 reference": lambda: simulate(graph, case.batch),
+        "float64 reference with bounds": lambda: judge(graph, case.batch, fired, Arithmetic()),
     }
 
 

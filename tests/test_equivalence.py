@@ -115,7 +115,7 @@ ONE = np.ones((1, 1), np.float32)
 
 @dataclass
 class Layer:
-    """One fully connected layer and its neurons, and the weights by which it hears itself one step ago."""
+    """One fully connected layer and its neurons, and the weights by which it hears itself `delay` steps ago."""
 
     weight: Array
     bias: Array
@@ -127,13 +127,15 @@ class Layer:
     leak: Array
     hard: bool
     ge: bool
+    delay: int
+    initial: float
 
 
 def by_hand(layers: Sequence[Layer], x: Array) -> list[tuple[Array, Array]]:
     """Potentials and spikes [T, n] of every layer for one sample `x` [T, n], one number at a time."""
     timesteps = len(x)
     found = [(np.zeros((timesteps, len(layer.bias))), np.zeros((timesteps, len(layer.bias)))) for layer in layers]
-    held = [[0.0] * len(layer.bias) for layer in layers]
+    held = [[layer.initial] * len(layer.bias) for layer in layers]
     for t in range(timesteps):
         heard = [float(v) for v in x[t]]
         for number, layer in enumerate(layers):
@@ -142,9 +144,9 @@ def by_hand(layers: Sequence[Layer], x: Array) -> list[tuple[Array, Array]]:
                 current = float(layer.bias[i])
                 for j, value in enumerate(heard):
                     current += float(layer.weight[i, j]) * value
-                if t:
+                if t >= layer.delay:
                     for j in range(len(layer.bias)):
-                        current += float(layer.back[i, j]) * float(spikes[t - 1, j])
+                        current += float(layer.back[i, j]) * float(spikes[t - layer.delay, j])
                 v = layer.leak[i] + layer.beta[i] * (held[number][i] - layer.leak[i]) + layer.alpha[i] * current
                 fires = v >= layer.v_th[i] if layer.ge else v > layer.v_th[i]
                 potentials[t, i], spikes[t, i] = v, float(fires)
@@ -154,19 +156,20 @@ def by_hand(layers: Sequence[Layer], x: Array) -> list[tuple[Array, Array]]:
 
 
 def recurrent(layers: Sequence[Layer], features: int, timesteps: int) -> SpikingGraph:
-    """The same network as a graph; what a layer hears of itself comes over an edge of delay 1."""
+    """The same network as a graph; what a layer hears of itself comes over a delayed edge."""
     build = Build(0, (features,), temporal=True)
     x = "input"
     for number, layer in enumerate(layers):
         name = f"sn{number}"
         fc = Linear(name=f"fc{number}", inputs=(Edge(x),), weight=frozen(layer.weight), bias=frozen(layer.bias))
         build.add(fc)
-        build.add(Add(name=f"add{number}", inputs=(Edge(fc.name), Edge(f"back{number}", 1))))
+        build.add(Add(name=f"add{number}", inputs=(Edge(fc.name), Edge(f"back{number}", layer.delay))))
         build.add(
             Neuron(
                 name=name, inputs=(Edge(f"add{number}"),), alpha=frozen(layer.alpha), beta=frozen(layer.beta),
                 v_threshold=frozen(layer.v_th), v_reset=frozen(layer.v_reset), leak_target=frozen(layer.leak),
                 reset="hard" if layer.hard else "subtract", fires_at="ge" if layer.ge else "gt",
+                state=(StateVariable("membrane", layer.initial),),
             )
         )  # fmt: skip
         build.add(Linear(name=f"back{number}", inputs=(Edge(name),), weight=frozen(layer.back)))
@@ -186,7 +189,8 @@ def random_layers(seed: int, sizes: Sequence[int]) -> list[Layer]:
             weight=grid(n, m), bias=grid(n), back=grid(n, n), alpha=rng.choice([0.5, 1.0, -0.5, 0.0, 2.0], n),
             beta=rng.choice([0.5, 0.0, 1.0, -0.5, 0.75], n), v_th=rng.choice([0.5, 1.0], n),
             v_reset=rng.choice([0.0, -0.25, 0.25], n), leak=rng.choice([0.0, 0.25], n),
-            hard=bool(rng.integers(2)), ge=bool(rng.integers(2)),
+            hard=bool(rng.integers(2)), ge=bool(rng.integers(2)), delay=int(rng.integers(1, 4)),
+            initial=float(rng.choice([0.0, 0.25, -0.5])),
         )
         for m, n in pairwise(sizes)
     ]  # fmt: skip
@@ -246,6 +250,17 @@ def test_replay_on_another_history_resets_by_it_and_not_by_its_own() -> None:
     replay(graph, ONE, visit, history={"sn": SpikeTrain.pack(history)})
     # It recorded a spike at 0.75, which it should not have fired, and none at 1.5, which it should have.
     assert seen == [(0.75, False, 0.0), (0.75, False, 0.75), (1.5, True, 1.5), (2.25, True, 2.25)]
+
+
+def test_a_network_that_takes_spikes_is_replayed_on_nothing_else() -> None:
+    """Its bounds, and its counts, rest on 0 and 1, whatever the encoding lets through."""
+    build = Build(0, (1,), temporal=True, kind="spike")
+    build.add(Linear(name="fc", inputs=(Edge("input"),), weight=frozen([[1.0]])))
+    graph = build.finish(build.neuron("sn", "fc"), timesteps=1)
+    assert simulate(graph, np.ones((1, 1, 1), np.float32)).spikes["sn"].neuron_steps == 1
+    with pytest.raises(DalifError, match="takes spikes, so every value must be 0 or 1") as caught:
+        simulate(graph, np.full((1, 1, 1), 0.5, np.float32))
+    assert caught.value.code is Code.BAD_DATA
 
 
 def test_the_readout_of_a_replay_follows_the_history() -> None:

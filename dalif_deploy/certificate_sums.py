@@ -76,8 +76,8 @@ class Sum:
 
     `axis`: the channels' in the value, which has `rank` axes with the batch; 0 where every place of `places`, the
     feature axes' sizes, counts as a channel of its own, since no layer tells where channels lie. `exponents`:
-    (channels,). `biases`: [channels, places]. `layers`: the layers whose weights are in it. `part`: which of how many slices it is.
-    `complete`: it is what a neuron or the readout reads.
+    (channels,). `biases`: [channels, places]. `layers`: the layers whose weights are in it. `part`: which of how
+    many slices it is. `complete`: it is what a neuron or the readout reads.
     """
 
     dtype: str

@@ -317,7 +317,7 @@ def node(op: str, inputs: list[str], output: str = "logits", **attributes: Any) 
         ([node("Pad", ["x", "p", "v"])], {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "v": np.float32(1.0)}, "zeros"),
         ([node("Pad", ["x", "p"], mode="reflect")], {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}, "zeros"),
         ([node("Flatten", ["x"], "f"), node("Gemm", ["f", "w"], alpha=0.5)], {"w": ONES}, "factors"),
-        ([conv_node("x", "w", output="c"), node("Transpose", ["c"], perm=[0, 2, 3, 1])], {"w": weights(1.0)}, "moves a"),
+        ([conv_node("x", "w", output="c"), node("Transpose", ["c"], perm=[0, 1, 3, 2])], {"w": weights(1)}, "moves a"),
         ([conv_node("x", "w", output="c"), conv_node("c", "w")], {"w": weights(1.0)}, "holds no whole numbers"),
     ],
 )  # fmt: skip

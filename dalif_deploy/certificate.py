@@ -19,7 +19,7 @@ from dalif_deploy.errors import Code, DalifError
 
 LIMIT_OF = {"slices": 2**24, "planes": 2**53}
 MEMBRANES = {"exact": "float32", "exact64": "float64"}
-FIELDS = ("node", "form", "exponents", "largest", "limit", "inputs_maximum")
+FIELDS = ("node", "form", "exponents", "largest", "limit", "inputs_maximum", "weights")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class CheckedLayer:
     """What was recomputed of one layer with weights.
 
     `form`: "slices2" and so on; `exponents`: the k of the grid 2^-k of every output channel, 0 where all is zero;
-    `largest`: how far its sums can reach, in units of a digit's grid; `limit`; `inputs_maximum`: of what it reads.
+    `largest`: how far its sums can reach, in units of a digit's grid; `limit`; `inputs_maximum`: of what it reads;
+    `weights`: the SHA-256 of its weights, in ascending order within each output channel, and of its biases.
     """
 
     node: str
@@ -36,6 +37,7 @@ class CheckedLayer:
     largest: int
     limit: int
     inputs_maximum: int
+    weights: str
 
     def as_json(self) -> dict[str, Any]:
         """Plain types only, with the keys of the certificate."""
@@ -126,7 +128,8 @@ def _claims(entries: Any) -> dict[str, dict[str, Any]]:
 
 def _checked(name: str, found: LayerSums) -> CheckedLayer:
     exponents = tuple(0 if exponent is None else exponent for exponent in found.exponents)
-    return CheckedLayer(name, found.form, exponents, found.largest, LIMIT_OF[found.form[:6]], found.inputs_maximum)
+    limit = LIMIT_OF[found.form[:6]]
+    return CheckedLayer(name, found.form, exponents, found.largest, limit, found.inputs_maximum, found.digest())
 
 
 def _differences(claimed: dict[str, dict[str, Any]], layers: tuple[CheckedLayer, ...]) -> list[str]:

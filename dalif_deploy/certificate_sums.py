@@ -74,9 +74,10 @@ class Term:
 class Sum:
     """(terms + biases) * 2^-exponents, exact, or rounded once.
 
-    `axis`: the channels' in the value, which has `rank` axes with the batch. `exponents`: (channels,). `biases`:
-    [channels, places]. `layers`: the layers whose weights are in it. `part`: which of how many slices it is.
-    `complete`: it is what a neuron or the readout reads.
+    `axis`: the channels' in the value, which has `rank` axes with the batch; 0 where every place of `places`, the
+    feature axes' sizes, counts as a channel of its own, since no layer tells where channels lie. `exponents`:
+    (channels,). `biases`: [channels, places]. `layers`: the layers whose weights are in it. `part`: which of how
+    many slices it is. `complete`: it is what a neuron or the readout reads.
     """
 
     dtype: str
@@ -87,6 +88,7 @@ class Sum:
     biases: Mapping[str, Integers] = field(default_factory=dict)
     layers: frozenset[str] = frozenset()
     part: tuple[int, int] | None = None
+    places: tuple[int, ...] = ()
     rounded: bool = False
     complete: bool = False
 
@@ -174,6 +176,13 @@ class Sum:
         terms = {key: replace(term, weights=_shifted(term.weights, by)) for key, term in self.terms.items()}
         biases = {key: _shifted(bias, by) for key, bias in self.biases.items()}
         return replace(self, exponents=grid, terms=terms, biases=biases)
+
+    def values_of(self, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """A layer's own weights [channels, terms] and biases (channels,) in the sum."""
+        term = next(term for key, term in self.terms.items() if key == layer or key.startswith(f"{layer} of "))
+        unit: NDArray[np.float64] = np.ldexp(np.ones(self.channels), -self.exponents)
+        bias = self.biases.get(layer)
+        return term.weights * unit[:, None], None if bias is None else bias[:, 0] * unit
 
     def slices(self, count: int) -> list[Sum]:
         """The channels cut into `count` equal parts."""

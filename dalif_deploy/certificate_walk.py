@@ -9,11 +9,12 @@ Nothing here is shared with the code that writes such graphs, but for the names 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,18 @@ class LayerSums:
     exponents: list[int | None]
     largest: int
     inputs_maximum: int
+    values: dict[int, tuple[NDArray[np.float64], NDArray[np.float64] | None]] = field(default_factory=dict)
+    """The weights [channels, terms] and biases of every slice, or of all planes."""
+
+    def digest(self) -> str:
+        """SHA-256 of the weights, in ascending order within each channel, and of the biases."""
+        rows = np.sort(sum(weights for weights, _ in self.values.values()) + 0.0, axis=1)
+        found = hashlib.sha256(rows.astype("<f8").tobytes())
+        biases = [bias for _, bias in self.values.values() if bias is not None]
+        total = np.asarray(sum(biases) + 0.0)
+        if biases and total.any():
+            found.update(total.astype("<f8").tobytes())
+        return found.hexdigest()
 
 
 class Walk:
@@ -159,6 +172,7 @@ class Walk:
             if known.form != form:
                 raise Inexact(f"'{layer}' is written as {known.form} and as {form}")
             known.largest = max(known.largest, largest)
+            known.values[0 if value.part is None else value.part[0]] = value.values_of(layer)
             known.exponents = [
                 a if b is None else b if a is None else max(a, b)
                 for a, b in zip(known.exponents, exponents, strict=True)
@@ -297,6 +311,8 @@ def _mul(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
     factor = two.astype(np.float64)
     if isinstance(one, Mean) and factor.size == 1 and float(factor.reshape(-1)[0]) == one.area:
         return Whole(one.dtype, one.maximum)
+    if isinstance(one, Whole) and one.maximum == 0:
+        return one
     if isinstance(one, Whole):
         return Product(one.dtype, one.maximum, factor)
     if not isinstance(one, Sum) or one.complete:
@@ -324,17 +340,16 @@ def _add(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
            for value in values):  # fmt: skip
         return Free(one.dtype)
     like = next((value for value in values if isinstance(value, Sum)), None)
-    if like is None:  # no layer's weights are in it: channels come first
-        shape = walk.shape(node.output[0])
-        like = Sum(one.dtype, 1, len(shape), np.zeros(shape[1], dtype=np.int64))
+    if like is None:
+        places = tuple(walk.shape(node.output[0])[1:])
+        like = Sum(one.dtype, 0, 1 + len(places), np.zeros(math.prod(places), dtype=np.int64), places=places)
     output = node.output[0]
     total = _as_sum(one, like, f"{output}/0")
     if isinstance(two, np.ndarray):
         exponents, bias = whole_numbers(_by_channel(two.astype(np.float64), like))
         owner = next(name for name in node.input if name in walk._constants)
         key = owner.rpartition(".")[0] if re.search(r"\.bias\d+$", owner) else owner
-        empty = replace(like, terms={}, biases={}, layers=frozenset(), part=None)
-        return total.plus(replace(empty, exponents=exponents, biases={key: bias})).checked()
+        return total.plus(replace(_empty(like), exponents=exponents, biases={key: bias})).checked()
     other = _as_sum(two, like, f"{output}/1")
     if total.part is not None and other.part is not None and total.part != other.part:
         # Two slices: the one addition that may round.
@@ -358,6 +373,8 @@ def _as_sum(value: Value, like: Sum, key: str) -> Sum:
         return value
     if value.dtype != like.dtype:
         raise Inexact(f"adds {value.dtype} to {like.dtype}")
+    if isinstance(value, Whole) and value.maximum == 0:  # before the first timestep of a delayed edge
+        return replace(_empty(like), exponents=np.zeros(like.channels, dtype=np.int64))
     if isinstance(value, Whole):
         factor, maximum = np.ones(()), value.maximum
     elif isinstance(value, Product):
@@ -365,13 +382,18 @@ def _as_sum(value: Value, like: Sum, key: str) -> Sum:
     else:
         raise Inexact("adds something that is no whole number to a sum")
     exponents, weights = whole_numbers(_by_channel(factor, like))
-    term = Term(weights, maximum, single=True)
-    return Sum(like.dtype, like.axis, like.rank, exponents, {key: term})
+    return replace(_empty(like), exponents=exponents, terms={key: Term(weights, maximum, single=True)})
+
+
+def _empty(like: Sum) -> Sum:
+    return replace(like, terms={}, biases={}, layers=frozenset(), part=None)
 
 
 def _by_channel(values: NDArray[np.float64], like: Sum) -> NDArray[np.float64]:
     """A constant that broadcasts against a sum, as [channels, places]."""
     aligned = values.reshape((1,) * (like.rank - values.ndim) + values.shape)
+    if like.axis == 0:
+        return np.broadcast_to(aligned, (1, *like.places)).reshape(-1, 1)
     moved = np.moveaxis(aligned, like.axis, 0)
     return np.broadcast_to(moved, (like.channels, *moved.shape[1:])).reshape(like.channels, -1)
 

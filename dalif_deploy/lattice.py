@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
@@ -228,7 +229,8 @@ def certificate_of(lattices: Mapping[str, Lattice], graph: SpikingGraph) -> str:
     "node"; "form"; "exponents": for every output channel, the k of the finest of its digits' grids 2^-k, or 0
     where all is zero; "largest": how far the positive or the negative terms of a digit's sum can reach, in units
     of its grid, the largest over digits and channels; "limit": what it must not exceed, 2^24 of slices and 2^53
-    of planes; "inputs_maximum": the largest value that the layer reads.
+    of planes; "inputs_maximum": the largest value that the layer reads; "weights": the SHA-256 of the snapped weights,
+    as little-endian float64 in ascending order within each output channel, and of the biases, where one is not 0.
     """
     sums = find_sums(graph)
     found: dict[str, tuple[Integers, int]] = {}
@@ -252,6 +254,7 @@ def certificate_of(lattices: Mapping[str, Lattice], graph: SpikingGraph) -> str:
                     "largest": largest,
                     "limit": SLICE_LIMIT if lattice.form.startswith("slices") else SUM_LIMIT,
                     "inputs_maximum": sums.inputs_maximum(node),
+                    "weights": _digest(node),
                 }
             )
     return json.dumps(entries)
@@ -345,6 +348,14 @@ def _check_kind(graph: SpikingGraph, node: Node, whole: Mapping[str, int]) -> No
             raise refusal(node, f"reads '{source}', which holds no whole numbers: no neuron stands between")
     elif not isinstance(node, Add):
         raise refusal(node, "stands between weights and their neuron, where only sums have an exact form")
+
+
+def _digest(node: Conv2d | Linear) -> str:
+    # Adding 0.0 turns -0.0 into 0.0.
+    digest = sha256(np.sort(node.weight.reshape(len(node.weight), -1) + 0.0, axis=1).astype("<f8").tobytes())
+    if node.bias is not None and node.bias.any():
+        digest.update((node.bias + 0.0).astype("<f8").tobytes())
+    return digest.hexdigest()
 
 
 def _read_by_neurons(graph: SpikingGraph, group: Sequence[Node]) -> list[Node]:

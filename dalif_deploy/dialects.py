@@ -7,34 +7,61 @@ they name; they contain no logic.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from dalif_deploy.nodes import ResetRule, ThresholdRule
+from dalif_deploy.nodes import ThresholdRule
 
 DT = 1e-4
-"""Seconds a timestep in the canonical form; snntorch knows no other."""
+"""Seconds a timestep in every dialect; snntorch knows no other."""
+
+NEVER_LEAKS = 2.0**60
+"""tau in timesteps that stands for beta = 1 in a LIF: 1 - 2^-60 is 1 in float64."""
+
+Limit = Literal[
+    "v_reset other than 0 in a LIF",
+    "v_reset other than 0 in an IF",
+    "beta below 0",
+    "beta = 0",
+    "beta = 1 as an IF",
+    "a gain almost 1",
+    "leaks that differ within a layer",
+    "gains that differ within a layer",
+    "thresholds that differ within a layer",
+    "a threshold below 0",
+    "a padded sum pool",
+]
+"""What some reader does not take as it is meant; `nir_rules` finds it in a file."""
+
+_KINDS = frozenset({"Input", "Output", "Affine", "Linear", "Conv2d", "SumPool2d", "AvgPool2d", "Flatten", "LIF", "IF"})
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One limit of one reader. `does`: what the reader makes of it. `says`: the error that it raises, as its own
+    text; empty where it goes on without a word."""
+
+    limit: Limit
+    does: str
+    says: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialect:
-    """How one reader takes a .nir file.
+    """How one reader takes a .nir file, and how a file for it is written.
 
     `package`, `version`: what was measured. `dt`: how the reader gets its timestep. `decay`: its update of
-    the potential v by the input x, tau in steps. `fires_at`, `reset`: its rules. `honours_v_reset`: whether
-    a reset to another value than 0 is taken from the file. `r`: what it does with the resistance.
+    the potential v by the input x, tau in steps. `fires_at`, `reset`: its rules. `r`: what it does with the
+    resistance. `takes`: the NIR node kinds it reads. `refusals`: what of these it does not take as it is meant.
+    `unusable`: why no file makes this reader fire the network's spikes; empty where one does.
 
-    `takes`: the NIR node kinds it reads rightly. `beta_above`: the leak 1 - dt / tau must be greater, or the
-    reader refuses it; `beta_from`: a lower one is misread; `beta_gap`: so are those between 0 and this.
-    `uniform`: the parameters that must be equal over a layer. `nonnegative_threshold`: whether a negative
-    one is misread. `sum_pool_padding`: whether a sum pool's padding is kept. `usable`: False where no file
-    makes this reader fire the network's spikes.
+    Its own files: `potential` is what their neurons hold: "scaled", v = (1 - beta) V with r = 1, and V in an IF
+    where beta = 1; or "unit", v = V with r = tau / dt, and a LIF that never leaks where beta = 1. `tie`: the
+    reader's own float32 potential after one step from rest with X = v_th, in words; `nir_neurons` computes it.
 
-    `quirks`: what to steer round. `cannot_hold`: what no file in this dialect can say. `call`: the expression
-    that loads the file at `path`, given the packages it names; `call_with_sums`: the one for a file in which
-    a node has several inputs or readers, where it differs.
+    `quirks`: what to steer round. `call`: the expression that loads the file at `path`, given the packages it
+    names; `call_with_sums`: the one for a file in which a node has several inputs or readers, where it differs.
     """
 
     name: str
@@ -43,24 +70,17 @@ class Dialect:
     dt: str
     decay: str
     fires_at: ThresholdRule
-    reset: ResetRule
-    honours_v_reset: bool
+    reset: str
     r: str
-    takes: frozenset[str]
-    beta_above: float = -math.inf
-    beta_from: float = -math.inf
-    beta_gap: float = 0.0
-    uniform: tuple[Literal["tau", "v_threshold"], ...] = ()
-    nonnegative_threshold: bool = False
-    sum_pool_padding: bool = False
-    usable: bool = True
+    takes: frozenset[str] = _KINDS
+    refusals: tuple[Refusal, ...] = ()
+    unusable: str = ""
+    potential: Literal["scaled", "unit"] = "scaled"
+    tie: str = ""
     quirks: tuple[str, ...] = ()
-    cannot_hold: tuple[str, ...] = ()
-    call: str = ""
+    call: str
     call_with_sums: str = ""
 
-
-_STATELESS = frozenset({"Input", "Output", "Affine", "Linear", "Conv2d", "SumPool2d", "Flatten"})
 
 CANONICAL = Dialect(
     name="canonical",
@@ -69,25 +89,11 @@ CANONICAL = Dialect(
     dt="1e-4, in the metadata",
     decay="v + (x - v) / tau; beta = 1 - dt / tau; v is (1 - beta) times the folded graph's potential",
     fires_at="ge",
-    reset="hard",
-    honours_v_reset=True,
+    reset="hard, to v_reset",
     r="1 in LIF, 1 / dt in IF",
-    takes=_STATELESS | {"AvgPool2d", "LIF", "IF"},
-    sum_pool_padding=True,
     quirks=(
         "the threshold rule is in the metadata: NIR says v > v_threshold, the DA-LIF paper V >= v_th",
         "(1 - beta) v_th is rounded by every reader in its own way: right away from ties, V = v_th",
-    ),
-    cannot_hold=(
-        "a subtract reset",
-        "a leak target other than 0",
-        "beta above 1",
-        "a layer in which beta is 1 for some neurons only",
-        "delayed edges",
-        "max pools",
-        "pools with open windows (ceil_mode) or with averages that leave out padding",
-        "factors that differ from place to place of a feature map",
-        "nodes after the readout",
     ),
     call="dalif_deploy.capturing.nir.read_nir(path)",
 )
@@ -97,24 +103,29 @@ NORSE = Dialect(
     package="norse",
     version="1.1.0",
     dt="argument, default 1e-3",
-    decay="v + dt * (1 / tau) * (x - v), parameters in float32; IF: v + x",
+    decay="v + dt (1 / tau) (x - v), parameters in float32; IF: v + x",
     fires_at="gt",
-    reset="hard",
-    honours_v_reset=False,
+    reset="hard, to 0",
     r="ignored",
-    takes=_STATELESS | {"AvgPool2d", "LIF", "IF"},
+    refusals=(
+        Refusal("v_reset other than 0 in a LIF", "resets to 0"),
+        Refusal("v_reset other than 0 in an IF", "resets to 0"),
+        Refusal("a padded sum pool", "drops the padding"),
+    ),
+    tie="dt fl(1 / fl(tau)) v_th; IF: v_th",
     quirks=(
         "from_nir runs nodes in the wrong order where one has several inputs, and knows no AvgPool2d",
-        "SumPool2d loses its padding and multiplies an average",
+        "a sum pool is an average times its size, rounded twice",
         "parameters are rounded to float32",
     ),
-    cannot_hold=("v_reset other than 0", "r other than 1"),
     call="norse.torch.from_nir(nir.read(path), dt=1e-4)",
     call_with_sums=(
         "nirtorch.nir_to_torch(path, dict.fromkeys((nir.Affine, nir.Linear, nir.Conv2d, nir.Flatten, nir.SumPool2d, "
         "nir.LIF, nir.IF), functools.partial(norse.torch.utils.import_nir._import_norse_module, dt=1e-4)))"
     ),
 )
+
+_TAU = "nir.LIF.tau / dt must be finite and greater than 1."
 
 SPIKINGJELLY = Dialect(
     name="spikingjelly",
@@ -123,18 +134,24 @@ SPIKINGJELLY = Dialect(
     dt="argument, default 1e-4",
     decay="v + (x - v) / tau; IF: v + x",
     fires_at="ge",
-    reset="hard",
-    honours_v_reset=False,
+    reset="hard, to v_reset",
     r="1 or tau / dt in LIF, 1 / dt in IF; else refused",
-    takes=_STATELESS | {"AvgPool2d", "LIF", "IF"},
-    beta_above=0.0,
-    uniform=("tau", "v_threshold"),
+    refusals=(
+        Refusal("v_reset other than 0 in a LIF", "refuses it", "nir.LIF.v_leak must equal v_reset."),
+        Refusal("v_reset other than 0 in an IF", "starts from it too"),
+        Refusal("beta below 0", "refuses it", _TAU),
+        Refusal("beta = 0", "refuses it", _TAU),
+        Refusal("leaks that differ within a layer", "refuses it", "nir.LIF.tau must be uniform across all neurons."),
+        Refusal(
+            "thresholds that differ within a layer", "refuses it", "v_threshold must be uniform across all neurons."
+        ),
+        Refusal("a padded sum pool", "drops the padding"),
+    ),
+    tie="fl(v_th / fl(tau / dt)); IF: v_th",
     quirks=(
         "the state is explicit: pass it back at every step",
-        "v_reset is honoured, but must equal v_leak, and an IF starts from it",
-        "SumPool2d loses its padding and fails in step mode 'm'",
+        "a sum pool is an average times its size, rounded twice, and fails in step mode 'm'",
     ),
-    cannot_hold=("v_reset other than v_leak", "parameters that differ within a layer", "tau <= dt"),
     call="spikingjelly.activation_based.nir_exchange.import_from_nir(path, dt=1e-4)",
 )
 
@@ -143,24 +160,28 @@ SNNTORCH = Dialect(
     package="snntorch",
     version="1.0.0",
     dt="1e-4, fixed",
-    decay="beta * v + x, with the threshold divided by r dt / tau",
+    decay="beta v + x, with the threshold divided by the gain r dt / tau",
     fires_at="gt",
-    reset="hard",
-    honours_v_reset=False,
-    r="honoured: scales the threshold, where it is not within 1e-5 of tau / dt",
-    takes=_STATELESS | {"AvgPool2d", "LIF"},
-    beta_from=0.0,
-    beta_gap=1.1e-5,
-    uniform=("tau", "v_threshold"),
-    nonnegative_threshold=True,
-    quirks=(
-        "beta below 0 is clamped to 0 without a word",
-        "an IF becomes a Leaky with beta 0.9 and a subtract reset, or is refused for its r",
-        "a gain within 1e-5 of 1 is taken for 1",
-        "SumPool2d loses its padding and multiplies an average",
-        "neurons hold their own state: call snntorch.utils.reset(net) before every batch",
+    reset="hard, to 0",
+    r="honoured: scales the threshold, where r dt / tau is not within 1e-5 of 1",
+    refusals=(
+        Refusal("v_reset other than 0 in a LIF", "resets to 0"),
+        Refusal("beta below 0", "takes it for 0"),
+        Refusal("beta = 1 as an IF", "refuses it", "r != 1 not supported"),
+        Refusal("a gain almost 1", "takes it for 1"),
+        Refusal("gains that differ within a layer", "takes one of them for all"),
+        Refusal("thresholds that differ within a layer", "refuses it", "v_threshold must be same for all neurons"),
+        Refusal("a threshold below 0", "takes a neuron that rests for one that fired"),
+        Refusal("a padded sum pool", "drops the padding"),
     ),
-    cannot_hold=("beta = 1", "beta below 0", "v_reset other than 0", "thresholds that differ within a layer"),
+    potential="unit",
+    tie="v_th",
+    quirks=(
+        "an IF with r = 1 becomes a Leaky with beta 0.9 and a subtract reset",
+        "a sum pool is an average times its size, rounded twice",
+        "neurons hold their own state: call snntorch.utils.reset(net) before every batch",
+        "import_from_nir prints to standard output",
+    ),
     call="snntorch.import_nir.import_from_nir(nir.read(path))",
 )
 
@@ -172,22 +193,22 @@ SINABS = Dialect(
     decay="exp(-1 / tau) v + (1 - exp(-1 / tau)) x",
     fires_at="ge",
     reset="subtract",
-    honours_v_reset=False,
     r="ignored",
-    takes=_STATELESS | {"LIF", "IF"},
-    usable=False,
+    takes=_KINDS - {"AvgPool2d"},
+    unusable=(
+        "it resets by subtracting the threshold, may fire several spikes in a step, and takes tau for a number of steps"
+    ),
     quirks=(
-        "resets by subtraction and fires several spikes a step",
-        "takes tau for a number of steps, and decays by exp(-1 / tau)",
         "its v_leak check fails for feature maps; an IF clamps the potential at -v_threshold",
         "declares nir<=1.0.4, which does not load files of nir 1.0.8",
     ),
-    cannot_hold=("a hard reset",),
     call="sinabs.from_nir(path)",
 )
 
 SIMULATORS: Mapping[str, Dialect] = {record.name: record for record in (NORSE, SPIKINGJELLY, SNNTORCH, SINABS)}
 """The simulators by name."""
 
-DIALECTS: Mapping[str, Dialect] = {CANONICAL.name: CANONICAL, **SIMULATORS}
-"""Every dialect by name; "canonical" is the one that files are written in."""
+DIALECTS: Mapping[str, Dialect] = {
+    record.name: record for record in (CANONICAL, *SIMULATORS.values()) if not record.unusable
+}
+"""What a file can be written in, by name: the canonical form, and a dialect for every reader that can be served."""

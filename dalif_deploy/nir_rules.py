@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import keyword
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import nir
 import numpy as np
 
-from dalif_deploy.dialects import DT, Dialect
+from dalif_deploy.dialects import CANONICAL, DT, Dialect, Limit, Refusal
+from dalif_deploy.nir_neurons import beta_of
+from dalif_deploy.nodes import Array
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something in a NIR graph that a reader does not read rightly. `where`: the node, or "". `silent`: the
-    reader does not say so."""
+    """Something in a NIR graph that a reader does not read rightly. `where`: the node, or ""."""
 
     where: str
     why: str
-    silent: bool
 
 
 def summary(found: list[Finding]) -> str:
@@ -47,44 +48,70 @@ def has_sums(graph: nir.NIRGraph) -> bool:
 
 
 def findings(graph: nir.NIRGraph, dialect: Dialect) -> list[Finding]:
-    """What `dialect`'s reader would get wrong or refuse in a canonical file; empty if it reads it rightly.
+    """What `dialect`'s reader would get wrong or refuse in an exported file; empty if it reads it rightly.
 
-    Ties apart: a potential that equals its threshold is the business of the reader's rounding and rule.
+    In a canonical file ties are apart, where a potential equals its threshold: they are the business of the
+    reader's rounding and rule, for which its own dialect is made.
     """
     found: list[Finding] = []
-    if not dialect.usable:
-        found.append(Finding("", "; ".join(dialect.quirks), silent=True))
+    if dialect.unusable:
+        found.append(Finding("", dialect.unusable))
+    written = graph.metadata.get("dialect")
+    if written not in (CANONICAL.name, dialect.name):
+        found.append(Finding("", f"its thresholds are chosen for {written}; export it again for {dialect.name}"))
     for name, node in graph.nodes.items():
         kind = type(node).__name__
         where = f"node '{name}' ({kind})"
         if kind not in dialect.takes:
-            found.append(Finding(where, f"{dialect.name} does not read this kind rightly", silent=True))
-        if isinstance(node, nir.LIF | nir.IF):
-            found.extend(Finding(where, why, silent) for why, silent in _neuron(node, dialect))
-        if isinstance(node, nir.SumPool2d) and np.any(node.padding) and not dialect.sum_pool_padding:
-            found.append(Finding(where, f"{dialect.name} drops the padding", silent=True))
+            found.append(Finding(where, f"{dialect.name} does not read this kind"))
+        found.extend(
+            Finding(where, why_not(refusal, dialect)) for refusal in dialect.refusals if LIMITS[refusal.limit](node)
+        )
     return found + _names(graph)
 
 
-def _neuron(node: nir.LIF | nir.IF, dialect: Dialect) -> list[tuple[str, bool]]:
-    found = []
-    name = dialect.name
-    if np.any(node.v_reset) and not dialect.honours_v_reset:
-        found.append((f"{name} does not take a v_reset other than 0 as it is meant", True))
-    if dialect.nonnegative_threshold and np.any(node.v_threshold < 0.0):
-        found.append((f"{name} misreads a negative threshold", True))
-    for key in dialect.uniform:
-        if key in vars(node) and np.unique(getattr(node, key)).size != 1:
-            found.append((f"{name} takes one {key} a layer, not one a channel or neuron", False))
-    if isinstance(node, nir.LIF):
-        beta = 1.0 - DT / np.asarray(node.tau, dtype=np.float64)
-        if np.any(beta <= dialect.beta_above):
-            found.append((f"{name} needs a leak above {dialect.beta_above:g}, it is {beta.min():g}", False))
-        if np.any(beta < dialect.beta_from):
-            found.append((f"{name} needs a leak of at least {dialect.beta_from:g}, it is {beta.min():g}", True))
-        if np.any((beta > 0.0) & (beta < dialect.beta_gap)):
-            found.append((f"{name} takes a leak below {dialect.beta_gap:g} for 0 and misses the threshold", True))
-    return found
+def why_not(refusal: Refusal, dialect: Dialect) -> str:
+    """One limit of a reader in one phrase, with the reader's own words where it has any."""
+    words = f" ({refusal.says!r})" if refusal.says else " without a word"
+    return f"{refusal.limit}: {dialect.name} {refusal.does}{words}"
+
+
+def _lif(test: Callable[[nir.LIF], bool | np.bool_]) -> Callable[[nir.NIRNode], bool]:
+    return lambda node: isinstance(node, nir.LIF) and bool(test(node))
+
+
+def _if(test: Callable[[nir.IF], bool | np.bool_]) -> Callable[[nir.NIRNode], bool]:
+    return lambda node: isinstance(node, nir.IF) and bool(test(node))
+
+
+def _neuron(test: Callable[[nir.LIF | nir.IF], bool | np.bool_]) -> Callable[[nir.NIRNode], bool]:
+    return lambda node: isinstance(node, nir.LIF | nir.IF) and bool(test(node))
+
+
+def _gain(node: nir.LIF) -> Array:
+    """What a LIF multiplies its input by in one step."""
+    return np.asarray(node.r, dtype=np.float64) * DT / np.asarray(node.tau, dtype=np.float64)
+
+
+def _almost_one(gain: Array) -> np.bool_:
+    """Between what rounding leaves of 1 and what numpy.allclose takes for 1, with room."""
+    return np.any((np.abs(gain - 1.0) > 1e-12) & (np.abs(gain - 1.0) < 1.1e-5))
+
+
+LIMITS: Mapping[Limit, Callable[[nir.NIRNode], bool]] = {
+    "v_reset other than 0 in a LIF": _lif(lambda node: np.any(node.v_reset)),
+    "v_reset other than 0 in an IF": _if(lambda node: np.any(node.v_reset)),
+    "beta below 0": _lif(lambda node: np.any(beta_of(node.tau) < 0.0)),
+    "beta = 0": _lif(lambda node: np.any(beta_of(node.tau) == 0.0)),
+    "beta = 1 as an IF": lambda node: isinstance(node, nir.IF),
+    "a gain almost 1": _lif(lambda node: _almost_one(_gain(node))),
+    "leaks that differ within a layer": _lif(lambda node: np.unique(node.tau).size > 1),
+    "gains that differ within a layer": _lif(lambda node: np.ptp(_gain(node)) > 1e-12),
+    "thresholds that differ within a layer": _neuron(lambda node: np.unique(node.v_threshold).size > 1),
+    "a threshold below 0": _neuron(lambda node: np.any(node.v_threshold < 0.0)),
+    "a padded sum pool": lambda node: isinstance(node, nir.SumPool2d) and bool(np.any(node.padding)),
+}
+"""Whether a node is beyond a limit."""
 
 
 def _names(graph: nir.NIRGraph) -> list[Finding]:
@@ -97,9 +124,8 @@ def _names(graph: nir.NIRGraph) -> list[Finding]:
     for name in graph.nodes:
         clean = sanitized(name)
         if clean in taken:
-            why = f"nirtorch takes its name for that of '{taken[clean]}'"
-            found.append(Finding(f"node '{name}'", why, silent=True))
+            found.append(Finding(f"node '{name}'", f"nirtorch takes its name for that of '{taken[clean]}'"))
         taken[clean] = name
         if hasattr(module, clean):
-            found.append(Finding(f"node '{name}'", "nirtorch cannot keep a module of this name", silent=False))
+            found.append(Finding(f"node '{name}'", "nirtorch cannot keep a module of this name"))
     return found

@@ -1,4 +1,5 @@
-"""Writes a folded graph as NIR, in the canonical form: one timestep, ending in the per-step readout.
+"""Writes a folded graph as NIR, in the canonical form or a simulator's dialect: one timestep, ending in the
+per-step readout.
 
 The canonical form, for V[t] = beta H[t-1] + X[t]:
 
@@ -17,6 +18,10 @@ The canonical form, for V[t] = beta H[t-1] + X[t]:
 - Node names are the graph's; names with a suffix (".copy", ".sum") are added where the above needs them.
 - The graph's metadata is `FileMetadata` with dt and the dialect's name. The threshold rule is in there: NIR's
   own text says v > v_threshold, the paper V >= v_th, and what happens at V = v_th is up to each reader.
+
+A dialect differs in the numbers of neurons only: thresholds that make its reader fire at V = v_th as the network
+does and, where the reader needs it, another r and a LIF in an IF's place (see `nir_neurons`). What the reader would
+not take as it is meant is refused.
 """
 
 from __future__ import annotations
@@ -29,11 +34,13 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.dialects import DT
+from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir_readers import Reader, readers_of
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata
+from dalif_deploy.nir_neurons import is_if, resistance_of, scale_of, tau_of, threshold_of
+from dalif_deploy.nir_rules import findings, summary
 from dalif_deploy.nodes import (
     Add,
     Array,
@@ -62,25 +69,32 @@ _MANY = 8
 def to_nir(
     graph: SpikingGraph, *, dialect: str = "canonical", metadata: Mapping[str, str] | None = None
 ) -> nir.NIRGraph:
-    """A folded graph as a NIR graph in the canonical form (see the module's text).
+    """A folded graph as a NIR graph (see the module's text).
 
-    `metadata`: further entries. Raises `DalifError`: BAD_GRAPH if the graph is not folded, BAD_OPTION for an
-    unknown dialect or a metadata key that is taken, TARGET_CANNOT_HOLD, naming the node, for what the form
-    cannot hold.
+    `dialect`: "canonical", or a simulator's name: "norse", "spikingjelly" or "snntorch". `metadata`: further
+    entries. Raises `DalifError`: BAD_GRAPH if the graph is not folded, BAD_OPTION for an unknown dialect or a
+    metadata key that is taken, TARGET_CANNOT_HOLD, naming the node, for what the form or dialect cannot hold.
     """
-    if dialect != "canonical":
-        raise DalifError(Code.BAD_OPTION, f"NIR dialect {dialect!r}: only 'canonical' can be written")
+    if dialect not in DIALECTS:
+        raise DalifError(Code.BAD_OPTION, f"NIR dialect {dialect!r}: unknown; there are {', '.join(DIALECTS)}")
+    chosen = DIALECTS[dialect]
     graph = graph.with_nodes(graph.nodes)  # nir would make an output of a node that nobody reads
     for name in sorted(graph.after_readout - {graph.readout.name}):
         raise _cannot_hold(graph[name], "stands after the readout, and a NIR graph is one timestep")
-    writer = _Writer(graph)
+    writer = _Writer(graph, chosen)
     for node in graph.nodes:
         writer.write(node)
     strings = _metadata(graph, dialect, metadata or {})
     try:
-        return nir.NIRGraph(nodes=writer.nodes, edges=writer.edges, metadata=strings)
+        written = nir.NIRGraph(nodes=writer.nodes, edges=writer.edges, metadata=strings)
     except (ValueError, AssertionError) as error:
         raise DalifError(Code.FAULT, f"nir refuses the exported graph: {error}") from error
+    if chosen is not CANONICAL and (found := findings(written, chosen)):
+        raise DalifError(
+            Code.TARGET_CANNOT_HOLD,
+            f"{summary(found)}; the NIR dialect {dialect!r} cannot hold this network, {CANONICAL.name!r} may",
+        )
+    return written
 
 
 def readers(graph: SpikingGraph | nir.NIRGraph) -> list[Reader]:
@@ -115,6 +129,7 @@ class _Writer:
     """Collects the NIR nodes and edges of one graph, node by node in topological order."""
 
     graph: SpikingGraph
+    dialect: Dialect
     nodes: dict[str, nir.NIRNode] = field(default_factory=dict)
     edges: list[tuple[str, str]] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -143,7 +158,7 @@ class _Writer:
                 inputs = (name,)
             self._emit(node.name, nir.Output(np.array(before)), inputs, before)
         else:
-            self._emit(node.name, _translate(node, before, shape), inputs, shape, before)
+            self._emit(node.name, _translate(node, before, shape, self.dialect), inputs, shape, before)
             self.sources[node.name] = (node.name,)
 
     def _emit(
@@ -195,7 +210,7 @@ def _changes_nothing(node: Node, before: tuple[int, ...]) -> bool:
     return isinstance(node, Scale) and bool(np.all(node.factor == 1.0)) and not np.any(node.offset)
 
 
-def _translate(node: Node, before: tuple[int, ...], shape: tuple[int, ...]) -> nir.NIRNode:
+def _translate(node: Node, before: tuple[int, ...], shape: tuple[int, ...], dialect: Dialect) -> nir.NIRNode:
     match node:
         case Input():
             return nir.Input(np.array(shape))
@@ -207,7 +222,7 @@ def _translate(node: Node, before: tuple[int, ...], shape: tuple[int, ...]) -> n
         case Scale():
             return _scale(node, shape)
         case Neuron():
-            return _neuron(node, shape)
+            return _neuron(node, shape, dialect)
         case SumPool2d() | AvgPool2d():
             return _pool(node, before)
         case Flatten():
@@ -298,7 +313,7 @@ def _pool(node: SumPool2d | AvgPool2d, before: tuple[int, ...]) -> nir.NIRNode:
     return kind(kernel_size=np.array(node.kernel), stride=np.array(node.stride), padding=np.array(node.padding))
 
 
-def _neuron(node: Neuron, shape: tuple[int, ...]) -> nir.NIRNode:
+def _neuron(node: Neuron, shape: tuple[int, ...], dialect: Dialect) -> nir.NIRNode:
     if np.any(node.alpha != 1.0):
         raise DalifError(
             Code.BAD_GRAPH, f"node '{node.name}' (Neuron): alpha is not 1; only a folded graph can be exported"
@@ -315,14 +330,18 @@ def _neuron(node: Neuron, shape: tuple[int, ...]) -> nir.NIRNode:
     def full(values: Array) -> Array:
         return np.broadcast_to(values, shape).astype(np.float64)
 
-    if np.all(node.beta == 1.0):
-        return nir.IF(r=np.full(shape, 1.0 / DT), v_threshold=full(node.v_threshold), v_reset=full(node.v_reset))
-    if np.any(node.beta == 1.0):
+    beta = full(node.beta)
+    tau = tau_of(beta, dialect)
+    if not np.isfinite(tau).all() and not is_if(beta, dialect):
         raise _cannot_hold(node, "beta is 1 for some of its neurons only, so it is neither a LIF nor an IF")
-    gain = 1.0 - full(node.beta)
+    threshold = full(threshold_of(full(node.v_threshold), beta, node.fires_at, dialect))
+    if not np.isfinite(threshold).all():
+        raise _cannot_hold(node, "its v_threshold has values beyond float32")
+    reset = scale_of(beta, dialect) * full(node.v_reset)
+    if is_if(beta, dialect):
+        return nir.IF(r=np.full(shape, 1.0 / DT), v_threshold=threshold, v_reset=reset)
     return nir.LIF(
-        tau=DT / gain, r=np.ones(shape), v_leak=np.zeros(shape),
-        v_threshold=gain * full(node.v_threshold), v_reset=gain * full(node.v_reset),
+        tau=tau, r=resistance_of(tau, dialect), v_leak=np.zeros(shape), v_threshold=threshold, v_reset=reset,
     )  # fmt: skip
 
 

@@ -9,15 +9,15 @@ import nir
 from dalif_deploy.dialects import SIMULATORS, Dialect
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nir_rules import findings, has_sums, summary
-from dalif_deploy.nodes import ThresholdRule
 
 _SIGN = {"ge": ">=", "gt": ">"}
 
 
 @dataclass(frozen=True)
 class Reader:
-    """One simulator. `reads`: whether it fires this file's spikes, potentials that equal their threshold apart.
-    `call`: the expression that loads the file at `path`. `why`: what stands against it, or what to know."""
+    """One simulator. `reads`: whether it fires this file's spikes; of a canonical file, potentials that equal their
+    threshold apart. `call`: the expression that loads the file at `path`. `why`: what stands against it, or what
+    to know."""
 
     name: str
     reads: bool
@@ -30,20 +30,20 @@ def readers_of(graph: nir.NIRGraph) -> list[Reader]:
 
     Raises `DalifError` (FOREIGN_FILE) if the graph was not written by `to_nir`.
     """
-    meant = {layer.fires_at for layer in FileMetadata.from_strings(graph.metadata, source="the NIR graph").layers}
+    FileMetadata.from_strings(graph.metadata, source="the NIR graph")
     found = []
     for dialect in SIMULATORS.values():
         against = findings(graph, dialect)
         call = dialect.call_with_sums if dialect.call_with_sums and _needs_wiring(graph) else dialect.call
-        found.append(Reader(dialect.name, not against, call, summary(against) or _rule(dialect, meant)))
+        found.append(Reader(dialect.name, not against, call, summary(against) or _rule(dialect, graph)))
     return found
 
 
-def _rule(dialect: Dialect, meant: set[ThresholdRule]) -> str:
+def _rule(dialect: Dialect, graph: nir.NIRGraph) -> str:
     rule = f"{dialect.package} {dialect.version} fires at v {_SIGN[dialect.fires_at]} v_threshold"
-    if meant <= {dialect.fires_at}:
-        return rule
-    return f"{rule}, and the network at V {_SIGN['ge' if dialect.fires_at == 'gt' else 'gt']} v_th: ties differ"
+    if graph.metadata["dialect"] == dialect.name:
+        return f"{rule}, and the thresholds are chosen for it: V = v_th is decided as in the network"
+    return f"{rule}: right where no V equals v_th; the dialect {dialect.name!r} is right there too"
 
 
 def _needs_wiring(graph: nir.NIRGraph) -> bool:

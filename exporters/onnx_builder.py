@@ -72,9 +72,11 @@ class Builder:
             self.shapes[value] = helper.make_tensor_value_info(value, element, [batch, *shape])
 
     def constant(self, name: str, values: NDArray[Any]) -> str:
-        """An initialiser that is no parameter of a node; the same name gives the same values every time."""
-        if name not in self.initialisers:
-            self.initialisers[name] = numpy_helper.from_array(values, name)
+        """The initialiser `name`, shared wherever it is asked for. Raises `DalifError` (FAULT) where the same name
+        was given other values before."""
+        tensor = numpy_helper.from_array(values, name)
+        if self.initialisers.setdefault(name, tensor) != tensor:
+            raise DalifError(Code.FAULT, f"initialiser '{name}': two different arrays have this name")
         return name
 
     def integers(self, *values: int) -> str:

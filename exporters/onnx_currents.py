@@ -22,11 +22,20 @@ from dalif_deploy.nodes import Add, Array, Conv2d, Linear, Node, Scale
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A whole-numbered value that is added to a sum: an identity branch, or what a Scale makes of it."""
+    """A whole-numbered value that is added to a sum: an identity branch, or what a Scale makes of it.
+
+    `delay`: of the term; before it there is none. `source_delay`: by how much more the value itself is delayed
+    that a Scale reads; before it there are zeros, to which the Scale adds its offset.
+    """
 
     source: str
     delay: int
     scale: Scale | None = None
+    source_delay: int = 0
+
+    def read(self, values: Mapping[str, Value], moment: Moment, form: Form) -> str:
+        """The whole-numbered value now."""
+        return values[self.source].read(moment, form, self.delay + self.source_delay)
 
 
 class Currents:
@@ -142,7 +151,7 @@ class Currents:
     def _terms(self, name: str) -> list[Term]:
         node = self._graph[name]
         if isinstance(node, Scale):
-            return [Term(node.inputs[0].source, node.inputs[0].delay, node)]
+            return [Term(node.inputs[0].source, 0, node, source_delay=node.inputs[0].delay)]
         found = []
         for edge in node.inputs if isinstance(node, Add) else ():
             if edge.source not in self._planned:
@@ -181,7 +190,8 @@ class Currents:
     def _combined(self, root: str, moment: Moment) -> str:
         planned, prefix = self._planned[root], moment.prefix(root)
         values = [moment.read(signal) for signal in self._signals[root]]
-        terms = [term for term in self._terms(root) if moment.t is None or moment.t >= term.delay]
+        # Numbered before those are left out that are not there yet: constants are shared over time.
+        terms = [(i, term) for i, term in enumerate(self._terms(root)) if moment.t is None or moment.t >= term.delay]
         if not values and not terms:  # a delayed term alone, before step 0
             return self._currents[root].signal.zeros()
         out = self._shape(root)
@@ -189,16 +199,16 @@ class Currents:
             slices: list[str | None] = [None] * len(planned.bases)
             if values:
                 slices = [*onnx_slices.split(self._builder, prefix, len(slices), values[0])]
-            for i, term in enumerate(terms):
+            for i, term in terms:
                 self._add_to_slices(slices, term, i, root, moment)
             kept = [value for value in slices if value is not None]
             return onnx_slices.combine(self._builder, prefix, kept, self._membrane, out, moment.batch)
         element = INT32 if planned.fits_int32 else DOUBLE
         form = Form(element, self.channels_last(root))
         weighted = []
-        for term in terms:
-            x = self._values[term.source].read(moment, form, term.delay)
-            weighted.append((x, *self._integers(term, planned, root)))
+        for i, term in terms:
+            x = term.read(self._values, moment, form)
+            weighted.append((i, x, *self._integers(term, planned, root)))
         return onnx_planes.combine(
             self._builder, self._graph[root], prefix, values, weighted, planned, self._membrane, out, moment.batch
         )
@@ -220,7 +230,7 @@ class Currents:
             offsets = None
         else:
             digits, offsets = self._lattices[node.name].digits, self._planned[node.name].biases
-        x = self._values[term.source].read(moment, MAPS, term.delay)
+        x = term.read(self._values, moment, MAPS)
 
         def put(i: int, value: str, role: str) -> str:
             """Add `value` to slice i."""

@@ -57,7 +57,7 @@ def combine(
     root: Node,
     prefix: str,
     planes: Sequence[str],
-    terms: Sequence[tuple[str, Integers, Integers | None]],
+    terms: Sequence[tuple[int, str, Integers, Integers | None]],
     planned: Sum,
     membrane: ElementType,
     out: Shape,
@@ -65,8 +65,8 @@ def combine(
 ) -> str:
     """The sum of all planes and terms, times 2^-k, rounded to the membrane's type once; `<prefix>/output`.
 
-    `terms`: what else is added: a whole-numbered value, lying as the planes do, in int32 where `planned` fits
-    int32 and else in float64, its weight and its offset in units of 2^-k.
+    `terms`: what else is added: its number, a whole-numbered value, its weight and its offset in units of 2^-k.
+    The value lies as the planes do, in int32 where `planned` fits int32 and else in float64.
     """
     last, rank = len(out) > 1, len(out)
     writer = _Combiner(builder, root, prefix, planned, lying(out, last), batch)
@@ -82,7 +82,7 @@ def combine(
     total = None
     if planes:
         total = writer.int32(planes) if arithmetic == INT32 else writer.double(planes, unit, last)
-    for i, (value, weight, offset) in enumerate(terms):
+    for i, value, weight, offset in terms:
         if weight.any() or total is None:
             term = writer.node("Mul", [value, constant(f"{root.name}.term{i}", weight)], f"term{i}", arithmetic)
             total = term if total is None else writer.node("Add", [total, term], f"with_term{i}", arithmetic)

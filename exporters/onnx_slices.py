@@ -93,7 +93,9 @@ def slice_values(node: Node, digit: Integers, base: int, exponents: Integers, ra
     values = np.ldexp(
         aligned.astype(np.float64), np.broadcast_to(places, np.broadcast_shapes(aligned.shape, places.shape))
     )
-    if (values.astype(np.float32) != values).any():
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    if (rounded != values).any():
         raise DalifError(
             Code.BAD_GRAPH, f"node '{node.name}' ({type(node).__name__}): a slice has values that float32 cannot hold"
         )

@@ -51,14 +51,18 @@ class NirFile:
         graph, metadata = open_nir(path)
         return cls(Path(path), graph, metadata)
 
-    def check(self, dialect: Dialect) -> None:
-        """Raises `DalifError` (RUNTIME_CANNOT_RUN) for what the simulator would misread without a word.
+    @property
+    def dialect(self) -> str:
+        """The name of the dialect that it was written in."""
+        return self.metadata.extra.get("dialect", "")
 
-        What it refuses by itself is left to it, so that its own message is heard.
-        """
-        silent = [finding for finding in findings(self.graph, dialect) if finding.silent]
-        if silent:
-            raise DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: {dialect.name} misreads it: {summary(silent)}")
+    def check(self, dialect: Dialect) -> None:
+        """Raises `DalifError` (RUNTIME_CANNOT_RUN), naming the node, for what the simulator would misread or refuse."""
+        if found := findings(self.graph, dialect):
+            raise DalifError(
+                Code.RUNTIME_CANNOT_RUN,
+                f"{self.path}: {dialect.name} does not read it as it is meant: {summary(found)}",
+            )
 
 
 def missing(*packages: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import nir
 import numpy as np
@@ -34,10 +35,12 @@ class NorseRuntime:
     """norse, float32, reading the file at `path`.
 
     Raises `DalifError`: MISSING_PACKAGE; FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE; RUNTIME_CANNOT_RUN for what
-    norse would misread (a v_reset other than 0, a padded sum pool) or refuses.
+    norse would misread (a v_reset other than 0, a padded sum pool) or refuses, and for a file in another
+    simulator's dialect.
     """
 
     name = "norse"
+    update: Literal["sum", "decay"] = "decay"
 
     def __init__(self, path: str | Path) -> None:
         require(self.name, available())

@@ -59,6 +59,7 @@ BUILT_IN: dict[str, RuntimeKind] = {
         _built_in("onnxruntime", "onnx", "onnxruntime", "OnnxRuntime"),
         _built_in("norse", "nir", "norse", "NorseRuntime", "decay"),
         _built_in("spikingjelly", "nir", "spikingjelly", "SpikingJellyRuntime", "decay"),
+        _built_in("snntorch", "nir", "snntorch", "SnnTorchRuntime", "sum"),
     )
 }
 """The runtimes of this package, all computing in float32."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalif_deploy.dialects import DT, SPIKINGJELLY
+from dalif_deploy.dialects import CANONICAL, DT, SPIKINGJELLY
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nir_rules import sanitized
 from dalif_deploy.recording import Recording
@@ -42,10 +42,12 @@ class SpikingJellyRuntime:
 
     Raises `DalifError`: MISSING_PACKAGE; BAD_OPTION for another dtype; FILE_MISSING, FILE_DAMAGED,
     FOREIGN_FILE; RUNTIME_CANNOT_RUN for what SpikingJelly would misread (a v_reset other than 0, a padded sum
-    pool) or refuses (beta <= 0, parameters that differ within a layer).
+    pool) or refuses (beta <= 0, parameters that differ within a layer), for a file in another simulator's
+    dialect, and for one in its own, whose thresholds are float32's, in float64.
     """
 
     name = "spikingjelly"
+    update: Literal["sum", "decay"] = "decay"
 
     def __init__(self, path: str | Path, *, dtype: Literal["float32", "float64"] = "float32") -> None:
         require(self.name, available())
@@ -53,6 +55,11 @@ class SpikingJellyRuntime:
             raise DalifError(Code.BAD_OPTION, f"dtype {dtype!r}: SpikingJelly runs in 'float32' or 'float64'")
         file = NirFile.open(path)
         file.check(SPIKINGJELLY)
+        if dtype == "float64" and file.dialect != CANONICAL.name:
+            raise DalifError(
+                Code.RUNTIME_CANNOT_RUN,
+                f"{path}: its thresholds are chosen for float32; run it in float32, or a canonical file in float64",
+            )
         with importing(file, self.name), _without_triton_notice():
             from spikingjelly.activation_based.nir_exchange import import_from_nir
 

@@ -232,6 +232,18 @@ def test_an_altered_unit_is_found(tmp_path: Path) -> None:
         assert altered(exact_file("wide", "exact"), tmp_path, with_tensor(name, change)).findings
 
 
+def test_a_factor_after_the_rounding_is_found(tmp_path: Path) -> None:
+    """A power of two changes no digit; anything else rounds once more."""
+
+    def change(values: NDArray[Any]) -> None:
+        values *= np.float32(1.5)
+
+    model = onnx.load_model_from_string(exact_file("plain", "exact"))
+    (name,) = (tensor.name for tensor in model.graph.initializer if tensor.name.endswith(".unit"))
+    check = altered(exact_file("plain", "exact"), tmp_path, with_tensor(name, change))
+    assert any("multiplies a rounded sum" in line for line in check.findings)
+
+
 # Graphs that are not exact, whatever their certificate says.
 
 
@@ -289,12 +301,14 @@ def test_a_file_written_by_hand(tmp_path: Path) -> None:
     assert (layer.form, layer.exponents, layer.largest, layer.inputs_maximum) == ("slices2", (3,), 510, 255)
 
 
-@pytest.mark.parametrize("value", [2.0**15, 2.0**16])
-def test_the_limit_of_float32_is_met_exactly(value: float, tmp_path: Path) -> None:
-    """Terms of 1 and of `value`, times 255: within 2^24 or not."""
-    tensor = np.array([[[[value]], [[1.0]]]], dtype=np.float32)
-    found = findings(tmp_path, conv_node("x", "a.slices", output="logits"), **{"a.slices": tensor})
-    beyond = 255 * (value + 1) > 2**24
+@pytest.mark.parametrize(("bias", "beyond"), [(1.0, False), (2.0, True), (-1.0, False), (-(2.0**24) - 2, True)])
+def test_the_limit_of_float32_is_met_exactly(bias: float, beyond: bool, tmp_path: Path) -> None:
+    """255 * 65793 is 2^24 - 1; the negative terms count apart."""
+    constants = {
+        "a.slices": np.array([[[[65793.0]], [[0.0]]]], dtype=np.float32),
+        "a.slices_bias": np.array([bias], dtype=np.float32),
+    }
+    found = findings(tmp_path, conv_node("x", "a.slices", "a.slices_bias", output="logits"), **constants)
     assert any("beyond the 16777216" in line for line in found) == beyond
 
 

@@ -111,7 +111,8 @@ def snapped(graph: SpikingGraph, forms: Callable[[str], str]) -> tuple[SpikingGr
             reach = whole[node.inputs[0].source]
             if isinstance(node, Scale):
                 factor = np.broadcast_to(node.factor.reshape(-1, *(1,) * 2), (channels, 1, 1))
-                terms.append((name, np.array(factor), None, reach))
+                offset = np.array(np.broadcast_to(node.offset.reshape(-1, 1, 1), (channels, 1, 1)))
+                terms.append((name, np.array(factor), offset if offset.any() else None, reach))
             else:
                 assert isinstance(node, Conv2d | Linear)
                 terms.append((name, node.weight, node.bias, reach))
@@ -124,12 +125,10 @@ def snapped(graph: SpikingGraph, forms: Callable[[str], str]) -> tuple[SpikingGr
             bias = None
             if bias_digits is not None:
                 whole_bias = sum(d.astype(object) * b for d, b in zip(bias_digits, bases, strict=True))
-                bias = np.ldexp(whole_bias.astype(np.float64), -exponents)
+                bias = np.ldexp(whole_bias.astype(np.float64), -spread(exponents, whole_bias))
             if isinstance(node, Scale):
-                changes[name] = replace(
-                    node, factor=frozen(weight.reshape(-1, *(1,) * (len(graph.types[name].shape) - 1)))
-                )
-                digits = tuple(d.reshape(-1, *(1,) * (len(graph.types[name].shape) - 1)) for d in digits)
+                offset = node.offset if bias is None else frozen(bias)
+                changes[name] = replace(node, factor=frozen(weight), offset=offset)
             else:
                 changes[name] = replace(node, weight=frozen(weight), bias=None if bias is None else frozen(bias))  # type: ignore[call-arg]
             lattices[name] = Lattice(
@@ -146,11 +145,11 @@ def grids(form: str, terms: Any, channels: int) -> list[Any]:
     largest = np.zeros(channels)
     for _, weight, bias, reach in terms:
         rows = np.abs(weight.reshape(channels, -1))
-        bound += rows.sum(axis=1) * reach + (0 if bias is None else np.abs(bias))
+        bound += rows.sum(axis=1) * reach + (0 if bias is None else np.abs(bias.reshape(-1)))
         fan_in += rows.shape[1] * reach + 1
         largest = np.maximum(largest, rows.max(axis=1))
         if bias is not None and form.startswith("slices"):
-            largest = np.maximum(largest, np.abs(bias))
+            largest = np.maximum(largest, np.abs(bias.reshape(-1)))
     bound = np.maximum(bound, 1e-6)
     found = []
     if form.startswith("slices"):
@@ -370,15 +369,20 @@ def grouped() -> Case:
 
 
 def recurrent(channels: int) -> Case:
-    """A layer that reads its own spikes of the step before, one that is fed late, and a delayed identity."""
+    """A layer that reads its own spikes of the step before, one that is fed late, and delayed branches."""
     net = Net(5, (2, 5, 5), spikes=True, temporal=True)
     forward = net.conv("conv1", "input", 2, channels, gain=1.5)
     back = net.conv("back", "sn1", channels, channels, gain=0.6, delay=1)
     x = net.neuron("sn1", net.plus("add", forward, back))
-    late = net.add(Add(name="late", inputs=(Edge(net.conv("conv2", x, channels, channels)), Edge(x, 2))))
-    y = net.neuron("sn2", late, delay=1)
-    z = net.neuron("sn3", net.conv("conv3", y, channels, channels))
-    return net.finish(net.linear("fc", net.flatten(z), channels * 25, 5), timesteps=5)
+    # All of these deliver zeros at first, biases and offsets too.
+    inner = net.plus("inner", net.conv("conv2", x, channels, channels), x)
+    offset = net.rng.normal(0.3, 0.1, (channels, 1, 1))
+    scaled = net.add(Scale(name="scaled", inputs=(Edge(x, 1),), factor=frozen(0.4), offset=frozen(offset)))
+    alone = net.neuron("sn4", net.add(Add(name="alone", inputs=(Edge(scaled, 1),))))
+    branches = (Edge(net.conv("conv4", x, channels, channels)), Edge(inner, 2), Edge(scaled, 1))
+    y = net.neuron("sn2", net.add(Add(name="late", inputs=branches)), delay=1)
+    z = net.neuron("sn3", net.conv("conv3", net.plus("count", y, alone), channels, channels))
+    return net.finish(net.linear("fc", net.flatten(z), channels * 25, 5), timesteps=7)
 
 
 def rates() -> Case:
@@ -605,7 +609,8 @@ def test_parameters_hold_every_digit() -> None:
     assert {"conv1.slices", "conv1.slices_bias", "conv2.plane0", "conv2.plane1", "conv2.plane2", "conv2.unit"} <= set(
         found
     )
-    assert {"sn1.beta", "sn1.v_threshold"} <= set(found)
+    assert {"sn1.beta", "sn1.v_threshold", "conv2.bias0"} <= set(found)
+    assert not {"conv2.bias1", "conv2.bias2"} & set(found)  # it fits into one addition
     assert found["conv2.plane0"].dtype == np.int8
     whole = sum(256**i * found[f"conv2.plane{i}"].astype(np.int64) for i in range(3))
     conv = graph["conv2"]
@@ -693,6 +698,55 @@ def test_lattices_that_do_not_fit() -> None:
     with refused(Code.TARGET_CANNOT_HOLD, "conv1", "127"):
         planes = lattices["conv2"]
         export("conv1", form=planes.form, bases=planes.bases)
+
+
+def test_limits_of_planes() -> None:
+    def export(channels: int, reach: int, digits: tuple[int, ...], form: str = "planes4", **changes: Any) -> None:
+        """One linear layer whose weights all have these digits, that counts up to `reach` reach."""
+        net = Net(9, (channels, 2, 2), spikes=True, temporal=True)
+        pooled = net.flatten(net.pool(SumPool2d, "pool", "input", 2))
+        graph, _ = net.finish(net.neuron("sn", net.linear("fc", pooled, channels, 3, bias=False)))
+        bases = tuple(256**i for i in reversed(range(len(digits))))
+        lattice = Lattice(
+            node="fc", form=form, exponents=np.full(3, 20), bases=bases,  # type: ignore[arg-type]
+            digits=tuple(np.full((3, channels), digit) for digit in digits), bias_digits=None, inputs_maximum=reach,
+            largest=0, limit=0,
+        )  # fmt: skip
+        to_onnx(graph, precision="exact64", lattices={"fc": replace(lattice, **changes)})
+
+    export(40, 4, (100, 127, 0, 0))
+    with refused(Code.TARGET_CANNOT_HOLD, "fc", "planes", "int32"):
+        export(40_000, 4, (127, 127, 1, 1))
+    with refused(Code.TARGET_CANNOT_HOLD, "fc", r"2\^53"):
+        export(40_000, 4, (127, 1, 1, 1), bases=(2**32, 2**8, 2**8, 1))
+    with refused(Code.TARGET_CANNOT_HOLD, "fc", "int8"):
+        export(40, 4, (128, 1, 1, 1))
+
+
+def test_slices_that_float32_cannot_hold() -> None:
+    graph, lattices, _ = small()
+    high = replace(lattices["conv3"], bases=(2**28, 1), exponents=np.full_like(lattices["conv3"].exponents, -90))
+    with refused(Code.BAD_GRAPH, "conv3", "float32"):
+        to_onnx(graph, precision="exact", lattices={**lattices, "conv3": high})
+
+
+def test_planes_are_not_grouped() -> None:
+    graph, _ = firing(grouped())
+    graph, lattices = snap(graph, "exact")
+    digits = tuple(np.clip(digit, -100, 100) for digit in lattices["conv3"].digits)
+    planes = replace(
+        lattices["conv3"], form="planes3", digits=(*digits, digits[0]), bases=(65536, 256, 1), bias_digits=None
+    )
+    with refused(Code.TARGET_CANNOT_HOLD, "conv3", "grouped"):
+        to_onnx(graph, precision="exact", lattices={**lattices, "conv3": planes})
+
+
+def test_an_identity_needs_a_grid_that_holds_one() -> None:
+    graph, _ = firing(residual(6))
+    graph, lattices = snap(graph, "exact")
+    coarse = replace(lattices["conv2"], exponents=np.full_like(lattices["conv2"].exponents, -1))
+    with refused(Code.TARGET_CANNOT_HOLD, "identity"):
+        to_onnx(graph, precision="exact", lattices={**lattices, "conv2": coarse})
 
 
 def test_branches_on_different_grids() -> None:

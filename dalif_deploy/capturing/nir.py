@@ -1,7 +1,7 @@
-"""Reads a .nir file in the canonical form back into a folded graph, V[t] = beta H[t-1] + X[t].
+"""Reads a .nir file, in whatever dialect it was written, back into a folded graph, V[t] = beta H[t-1] + X[t].
 
-The inverse of `exporters/nir.py`. The file holds tau and (1 - beta) times the thresholds; dividing back may
-miss the last bit, and the shape that a parameter had (one a layer, one a channel) is gone. The metadata
+The inverse of `exporters/nir.py`. The file holds tau and, say, (1 - beta) times the thresholds; dividing back
+may miss the last bit, and the shape that a parameter had (one a layer, one a channel) is gone. The metadata
 holds both. A value from there is taken only where it gives, bit for bit, the array that the file holds;
 otherwise the array counts, so that a changed file is read as what it has become.
 """
@@ -16,10 +16,12 @@ from typing import Any
 import nir
 import numpy as np
 
+from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata, LayerMetadata
 from dalif_deploy.nir_io import open_nir
+from dalif_deploy.nir_neurons import beta_of, resistance_of, scale_of, tau_of, threshold_of, v_threshold_of
 from dalif_deploy.nodes import (
     Add,
     Array,
@@ -66,6 +68,7 @@ class _Reading:
         self.metadata = metadata
         self.layers = {layer.name: layer for layer in metadata.layers}
         self.output = next(name for name, node in file.nodes.items() if isinstance(node, nir.Output))
+        self.dialect = self._dialect()
         self.dt = self._dt()
         self.sources: dict[str, list[str]] = {name: [] for name in file.nodes}
         for source, target in file.edges:
@@ -94,7 +97,15 @@ class _Reading:
             raise self._damaged("its metadata does not say how long a timestep is (dt)") from error
         if not (math.isfinite(dt) and dt > 0.0):
             raise self._damaged(f"its metadata says dt = {dt}, which is no length of time")
+        if self.dialect is not CANONICAL and dt != DT:
+            raise self._damaged(f"its metadata says dt = {dt}, and the dialect {self.dialect.name} has {DT}")
         return dt
+
+    def _dialect(self) -> Dialect:
+        name = self.metadata.extra.get("dialect", "")
+        if name not in DIALECTS:
+            raise self._damaged(f"its metadata says the dialect is {name!r}; there are {', '.join(DIALECTS)}")
+        return DIALECTS[name]
 
     def _node(self, name: str, node: nir.NIRNode, inputs: tuple[Edge, ...]) -> Node:
         match node:
@@ -133,24 +144,32 @@ class _Reading:
                 )
 
     def _neuron(self, node: nir.LIF | nir.IF, layer: LayerMetadata, inputs: tuple[Edge, ...]) -> Neuron:
-        r, unit = np.asarray(node.r), 1.0
+        dialect = self.dialect
         if isinstance(node, nir.IF):
-            unit = 1.0 / self.dt
+            r: Array = np.asarray(1.0 / self.dt)
             claimed = self._claimed(layer, "beta")
             beta = frozen(np.ones(claimed.shape if np.all(claimed == 1.0) else ()))
-            gain: Array = np.ones(layer.shape)
         else:
             tau = np.asarray(node.tau, dtype=np.float64)
             if np.any(tau <= 0.0) or np.any(node.v_leak):
-                raise self._damaged(f"node '{layer.name}' (LIF) has a tau or v_leak that is not the canonical form's")
-            beta = self._recovered(layer, "beta", tau, lambda b: self.dt / (1.0 - b), lambda t: 1.0 - self.dt / t)
-            gain = np.broadcast_to(1.0 - beta, layer.shape)
-        if np.any(r != unit):
-            raise self._damaged(f"node '{layer.name}' has another r than {unit:g}, so it is not in the canonical form")
-        threshold, reset = (
-            self._recovered(layer, key, np.asarray(getattr(node, key)), lambda v: gain * v, lambda v: v / gain)
-            for key in ("v_threshold", "v_reset")
-        )
+                raise self._damaged(f"node '{layer.name}' (LIF) has a tau or v_leak that no dialect has")
+            beta = self._recovered(
+                layer, "beta", tau, lambda b: tau_of(b, dialect, self.dt), lambda t: beta_of(t, self.dt)
+            )
+            r = resistance_of(tau, dialect, self.dt)
+        if np.any(np.asarray(node.r) != r):
+            raise self._damaged(f"node '{layer.name}' has another r than the dialect {dialect.name} gives it")
+        leaks = np.broadcast_to(beta, layer.shape)
+        if isinstance(node, nir.LIF) and np.any(leaks == 1.0) and dialect.potential == "scaled":
+            raise self._damaged(f"node '{layer.name}' (LIF) does not leak, and so is no LIF")
+        rule = layer.fires_at
+        threshold = self._recovered(
+            layer, "v_threshold", np.asarray(node.v_threshold),
+            lambda v: threshold_of(np.broadcast_to(v, layer.shape), leaks, rule, dialect),
+            lambda v: v_threshold_of(v, leaks, rule, dialect),
+        )  # fmt: skip
+        scale = scale_of(leaks, dialect)
+        reset = self._recovered(layer, "v_reset", np.asarray(node.v_reset), lambda v: scale * v, lambda v: v / scale)
         return Neuron(
             name=layer.name, inputs=inputs, alpha=frozen(1.0), beta=beta, v_threshold=threshold, v_reset=reset,
             reset=layer.reset, fires_at=layer.fires_at, potential_scale=self._claimed(layer, "potential_scale"),

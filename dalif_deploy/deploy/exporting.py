@@ -134,6 +134,8 @@ def first_difference(verdict: Verdict) -> str:
                     f"in {runtime.comparison.name}, layer '{origin.layer}' step {origin.t} index {list(origin.index)} "
                     f"of sample {origin.sample} (margin {origin.margin:.3g}, bound {origin.bound:.3g})"
                 )
+            if runtime.comparison.logits_beyond_bound:
+                return f"in {runtime.comparison.name}, the logits are not what the spikes amount to"
             if runtime.tensors_differing:
                 difference = runtime.tensors_differing[0]
                 return f"tensor {difference.name} {difference.problem}"

@@ -38,6 +38,7 @@ class Comparer:
         self._certified = 0
         self._by_outcome = dict.fromkeys(Outcome, 0)
         self._logit_difference = 0.0
+        self._logits_beyond = 0
         self._origins: list[NeuronStepFinding] = []
         self._uncertain: list[NeuronStepFinding] = []
         self._closest: NeuronStepFinding | None = None
@@ -72,7 +73,16 @@ class Comparer:
             self._closest is None or abs(judgement.closest.margin) < abs(self._closest.margin)
         ):
             self._closest = judgement.closest
-        self._decide_samples(per_sample, origins, judgement.certified)
+        if reference.logits.shape != candidate.logits.shape:
+            raise DalifError(
+                Code.FAULT,
+                f"runtime {self.name}: logits of shape {candidate.logits.shape}, expected {reference.logits.shape}",
+            )
+        # The answer is judged like the spikes: by what the candidate's own spikes amount to. NaN is beyond any bound.
+        gap = np.abs(candidate.logits.astype(np.float64) - judgement.logits)
+        beyond = ~(gap <= judgement.logits_bound).reshape(len(batch), -1).all(axis=1)
+        self._logits_beyond += int(np.count_nonzero(beyond))
+        self._decide_samples(per_sample, origins, judgement.certified, beyond)
         self._differing += int(per_sample.sum())
         self._samples_differing += int(np.count_nonzero(per_sample))
         self._samples += len(batch)
@@ -104,8 +114,9 @@ class Comparer:
         return replace(found, contradictions=(*found.contradictions, *others)) if others else found
 
     def _decide_samples(
-        self, differing: NDArray[np.int64], origins: Sequence[NeuronStepFinding], certified: NDArray[np.bool_]
-    ) -> None:
+        self, differing: NDArray[np.int64], origins: Sequence[NeuronStepFinding], certified: NDArray[np.bool_],
+        beyond: NDArray[np.bool_],
+    ) -> None:  # fmt: skip
         contradicted = {origin.sample - self._samples for origin in origins}
         if not contradicted.issuperset(np.flatnonzero(differing).tolist()):
             raise DalifError(Code.FAULT, f"runtime {self.name}: spikes differ, but no neuron contradicts the model")
@@ -113,15 +124,12 @@ class Comparer:
         for origin in origins:
             place = origin.sample - self._samples
             outcomes[place] = max(outcomes[place], _outcome(origin))
+        outcomes[beyond] = Outcome.DIVERGENT
         for outcome in Outcome:
             self._by_outcome[outcome] += int(np.count_nonzero(outcomes == outcome))
         self._certified += int(np.count_nonzero(certified & (outcomes == Outcome.EXACT)))
 
     def _compare_logits(self, reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> None:
-        if reference.shape != candidate.shape:
-            raise DalifError(
-                Code.FAULT, f"runtime {self.name}: logits of shape {candidate.shape}, expected {reference.shape}"
-            )
         gap = np.abs(candidate.astype(np.float64) - reference)
         self._logit_difference = max(self._logit_difference, float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0)))
         rows = len(reference)
@@ -148,6 +156,7 @@ class Comparer:
             samples_by_outcome=dict(self._by_outcome),
             closest=self._closest,
             max_logit_difference=self._logit_difference,
+            logits_beyond_bound=self._logits_beyond,
             prediction_changes=self._changes,
         )
 

@@ -80,13 +80,17 @@ class Judgement:
 
     `contradictions`: spikes or silences that disagree with V64. `uncertain`: neuron-steps whose margin lies
     within the bound, contradictions among them included. `certified`: bool [batch], samples without any.
-    `closest`: the neuron-step of the smallest |margin|. All in the order of replay: by timestep, then layer.
+    `logits`: what the recorded spikes amount to, [batch, ...], and `logits_bound`, how far rounding can take a
+    candidate's from it. `closest`: the neuron-step of the smallest |margin|. All in the order of replay: by
+    timestep, then layer.
     """
 
     contradictions: tuple[NeuronStepFinding, ...]
     uncertain: tuple[NeuronStepFinding, ...]
     certified: NDArray[np.bool_]
     closest: NeuronStepFinding | None
+    logits: NDArray[np.float64]
+    logits_bound: NDArray[np.floating]
 
 
 def judge(
@@ -106,8 +110,19 @@ def judge(
     share = SHARE["float32"] if snapped else SHARE[arithmetic.precision]
     unit = U64 if snapped and arithmetic.precision == "float64" else U
     visitor = _Judging(spikes, share, first_sample, len(batch))
-    replay(graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids, unit=unit)
-    return Judgement(tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest)
+    answers: list[tuple[NDArray[np.float64], NDArray[np.floating]]] = []
+
+    def answer(logits: NDArray[np.float64], error: NDArray[np.floating] | None) -> None:
+        assert error is not None
+        answers.append((logits, share * error))
+
+    replay(
+        graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids, unit=unit,
+        answer=answer,
+    )  # fmt: skip
+    return Judgement(
+        tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest, *answers[0]
+    )
 
 
 class _Judging:

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import MembraneError, Update
-from dalif_deploy.equivalence.rounding import Grids, U, node_error, snapped_error, unbounded_where_undefined
+from dalif_deploy.equivalence.rounding import (
+    TINY,
+    Grids,
+    U,
+    gamma,
+    node_error,
+    snapped_error,
+    unbounded_where_undefined,
+)
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Edge, Input, Neuron, Node, Readout, Zeros
@@ -46,6 +54,7 @@ class NeuronStep:
 
 
 Visitor = Callable[[NeuronStep], None]
+Answer = Callable[[Array, Values | None], None]
 
 
 def replay(
@@ -57,16 +66,21 @@ def replay(
     update: Update | None = None,
     grids: Grids | None = None,
     unit: float = U,
+    answer: Answer | None = None,
 ) -> Array:
     """Run `graph` in float64 and show every layer at every timestep to `visit`; returns the logits.
 
     `batch`: data as for any runtime. `history`: the spikes to follow, by layer; None follows the graph's
     own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
     `grids`: of a runtime whose weights were snapped onto them, so that its sums are exact. `unit`: the unit
-    roundoff of its membrane.
+    roundoff of its membrane. `answer`: shown the logits and, with `update`, the bound on their error.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    return _Replay(graph, batch, visit, history, update, grids, unit).run()
+    run = _Replay(graph, batch, visit, history, update, grids, unit)
+    logits = run.run()
+    if answer is not None:
+        answer(logits, run.values[graph.output].error)
+    return logits
 
 
 def simulate(graph: SpikingGraph, batch: NDArray[np.generic]) -> Recording:
@@ -119,7 +133,7 @@ class _Replay:
         }
         self.membrane: dict[str, Values] = {}
         self.errors = {} if update is None else {n.name: MembraneError(n, update, unit) for n in graph.neurons}
-        self.per_step: list[Values] = []
+        self.per_step: list[_Tracked] = []
 
     def run(self) -> Array:
         for t in range(self.graph.timesteps):
@@ -128,7 +142,7 @@ class _Replay:
                     continue
                 if t == 0 or self.graph.types[node.name].temporal:
                     self.values[node.name] = self._step(node, t)
-            self.per_step.append(self.values[self.graph.readout.inputs[0].source].value)
+            self.per_step.append(self.values[self.graph.readout.inputs[0].source])
             for name, steps in self.past.items():
                 steps.append(self.values[name])
         for node in self.graph.nodes:
@@ -144,6 +158,9 @@ class _Replay:
         sources = [self._source(edge, t) for edge in node.inputs]
         if isinstance(node, Neuron):
             return self._exact(self._integrate(node, sources[0], t))
+        return self._stateless(node, sources)
+
+    def _stateless(self, node: Node, sources: list[_Tracked]) -> _Tracked:
         value = evaluate(node, [source.value for source in sources])
         if not self.bounded:
             return _Tracked(value, None)
@@ -157,9 +174,21 @@ class _Replay:
         return _Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
 
     def _once(self, node: Node) -> _Tracked:
-        if isinstance(node, Readout):
-            return _Tracked(reduce_time(np.stack(self.per_step, axis=1), node.mode), None)
-        return _Tracked(evaluate(node, [self.values[edge.source].value for edge in node.inputs]), None)
+        if not isinstance(node, Readout):
+            return self._stateless(node, [self.values[edge.source] for edge in node.inputs])
+        value = reduce_time(np.stack([step.value for step in self.per_step], axis=1), node.mode)
+        if not self.bounded:
+            return _Tracked(value, None)
+        # Every step's output is rounded once where it is taken out, if it was not before.
+        errors = [step.error + self.unit * np.abs(step.value) for step in self.per_step if step.error is not None]
+        error: Values = errors[-1] if node.mode == "last" else np.max(errors, axis=0)
+        if node.mode in ("sum", "mean"):
+            steps = len(errors)
+            size = np.sum([np.abs(step.value) + e for step, e in zip(self.per_step, errors, strict=True)], axis=0)
+            # The sum; and for a mean a division, or a product with a rounded reciprocal.
+            error = np.sum(errors, axis=0) + gamma(steps + 3.0, self.unit) * size
+            error = error / steps if node.mode == "mean" else error
+        return _Tracked(value, error + TINY, all(step.proved for step in self.per_step))
 
     def _source(self, edge: Edge, t: int) -> _Tracked:
         if not edge.delay:

@@ -37,8 +37,9 @@ class Comparison:
     `uncertain`: every neuron-step whose margin lies within the bound, likewise. `certified_samples`: how many
     samples fired exactly and have no uncertain neuron-step, so that no evaluation in this precision and form
     can differ. `samples_by_outcome`: every sample by its own outcome. `closest`: the neuron-step nearest to
-    its threshold. `prediction_changes`: samples whose largest logit is another. Differences of logits are
-    absolute.
+    its threshold. `logits_beyond_bound`: samples whose logits are not what the candidate's own spikes amount to,
+    within rounding; any makes the comparison divergent. `prediction_changes`: samples whose largest logit is
+    another. Differences of logits are absolute.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Comparison:
     samples_by_outcome: Mapping[Outcome, int]
     closest: NeuronStepFinding | None
     max_logit_difference: float
+    logits_beyond_bound: int
     prediction_changes: int
 
     def as_json(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class Comparison:
             "samples_by_verdict": {str(outcome): count for outcome, count in self.samples_by_outcome.items()},
             "closest": None if self.closest is None else self.closest.as_json(),
             "max_logit_difference": self.max_logit_difference if math.isfinite(self.max_logit_difference) else None,
+            "logits_beyond_bound": self.logits_beyond_bound,
             "prediction_changes": self.prediction_changes,
         }
 

@@ -29,6 +29,9 @@ def one_line(verdict: Verdict) -> str:
     tensors = dict.fromkeys(difference.name for runtime in verdict.runtimes for difference in runtime.tensors_differing)
     if tensors:
         text += f"; tensors that differ: {', '.join(tensors)}"
+    beyond = max((runtime.comparison.logits_beyond_bound for runtime in verdict.runtimes), default=0)
+    if beyond:
+        text += f"; logits of {beyond:,} samples are not what the spikes amount to"
     if verdict.vacuous:
         text += f"; vacuous: {', '.join(verdict.vacuous)} never or always fired"
     return "; ".join([text, *(note for note in verdict.notes if note.endswith(READ_BACK_ONLY))])
@@ -182,6 +185,12 @@ def _print_runtime(console: Console, runtime: RuntimeComparison) -> None:
             "every spike and logit is bit for bit that of"
         )  # fmt: skip
         console.print(f"{title}: {bits} its definition in exact arithmetic", markup=False, soft_wrap=True)
+    if runtime.comparison.logits_beyond_bound:
+        console.print(
+            f"{title}: the logits of {runtime.comparison.logits_beyond_bound:,} samples are not what its own spikes "
+            "amount to: the readout differs",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     for difference in runtime.tensors_differing:
         where = f", most at {list(difference.index)} by {difference.largest:.3g}" if difference.elements else ""
         count = f" ({difference.elements} of them)" if difference.elements else ""

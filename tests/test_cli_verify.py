@@ -18,10 +18,11 @@ from torch import nn
 
 import dalif_deploy
 from dalif_deploy import Code
-from dalif_deploy.runtimes import norse, spikingjelly
+from dalif_deploy.runtimes import norse, snntorch, spikingjelly
 from tests.commands import DIGITS, Small, dalif, done, model_of, refused, stored_samples
 
-SIMULATORS = [name for name, module in (("norse", norse), ("spikingjelly", spikingjelly)) if not module.available()]
+NIR_RUNTIMES = (("norse", norse), ("spikingjelly", spikingjelly), ("snntorch", snntorch))
+SIMULATORS = [name for name, module in NIR_RUNTIMES if not module.available()]
 SAMPLES = 24
 
 
@@ -252,7 +253,8 @@ def test_a_near_tie_is_rounding_and_named(near_tie: Path) -> None:
     assert verdict["links"]["folding"]["verdict"] == "exact"
     assert len(verdict["runtimes"]) == 4 + len(SIMULATORS)
     for compared in (verdict["links"]["module"], *verdict["runtimes"]):
-        if compared["name"] == "norse":  # it multiplies by 1 - beta first, and its product rounds the other way
+        # norse multiplies by 1 - beta first, and its product rounds the other way; snntorch fires above v_th only.
+        if compared["name"] in ("norse", "snntorch"):
             assert compared["verdict"] == "exact"
             continue
         assert compared["verdict"] == "rounding"
@@ -339,12 +341,12 @@ def test_runtimes_are_chosen_by_name(exported: dict[str, Path], tmp_path: Path) 
     message = refused(tmp_path, Code.BAD_OPTION, "verify", DIGITS, "--runtime", "onnxruntime")
     assert message == "--runtime onnxruntime: needs an exported .onnx file, and none was given"
     message = refused(tmp_path, Code.BAD_OPTION, "verify", DIGITS, "--runtime", "nonesuch")
-    assert "torch, events, onnxruntime, norse, spikingjelly" in message
+    assert "torch, events, onnxruntime, norse, spikingjelly, snntorch" in message
 
 
 @pytest.fixture
 def no_simulators(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (norse, spikingjelly):
+    for module in (norse, spikingjelly, snntorch):
         monkeypatch.setattr(module, "available", lambda: "pip install it")
 
 

@@ -1005,3 +1005,17 @@ def test_folding_a_layer_that_hears_a_dropped_one() -> None:
     assert "bn" not in after
     assert after["other"].inputs == (Edge("conv"),)
     assert replace(after["conv"], name="x").inputs == (Edge("input"),)
+
+
+def test_a_layer_with_alpha_0_keeps_the_layers_that_feed_only_it() -> None:
+    build = Build(40, (6,), temporal=True)
+    batch = np.random.default_rng(41).uniform(0, 2, (5, 4, 6)).astype(np.float32)
+    x = build.neuron("sn1", build.linear("fc1", "input", (6, 8)), alpha=0.5, beta=0.5, v_threshold=0.3)
+    x = build.neuron("dead", build.linear("fc2", x, (8, 8)), alpha=0.0, beta=0.5)
+    graph = build.finish(build.linear("fc3", x, (8, 3)))
+    folded = fold(graph)
+    assert [neuron.name for neuron in folded.neurons] == ["sn1", "dead"]
+    before, after = simulate(graph, batch), simulate(folded, batch)
+    assert before.spikes["sn1"].count() > 0
+    for name, train in before.spikes.items():
+        assert not train.differing(after.spikes[name]).any()

@@ -8,7 +8,9 @@ b. Otherwise, where alpha > 0, nothing is asked of the branches: the neuron's po
 c. Where alpha < 0: as (b) with |alpha|, and the sign goes into the branches: weights that only this neuron
    reads are negated, weights that others read are copied and negated, and anything else is multiplied by
    -1 in a Scale of its own.
-d. Where alpha = 0 for the whole layer, the branches are dropped: the neuron is fed zeros.
+d. Where alpha = 0 for the whole layer, the branches are dropped: the neuron is fed zeros. Should other neuron
+   layers feed nothing but this one, they would be gone too; then the branches stay, multiplied by 0 as in (a)
+   or (c), so that every layer of the trained network can still be compared.
 
 Single channels with alpha = 0 in a layer that keeps the others get a sign of 0 under (c).
 """
@@ -41,7 +43,10 @@ def _drop_branches(graph: SpikingGraph, neuron: Neuron) -> SpikingGraph:
     zeros = Zeros(name=_new_name(graph, f"{neuron.name}.zeros"), shape=graph.types[neuron.name].shape)
     changed = replace(_unit(neuron), inputs=(Edge(zeros.name),))
     nodes = [changed if node.name == neuron.name else node for node in graph.nodes]
-    return graph.with_nodes([zeros, *nodes], note=[f"{neuron.name}: alpha is 0, its input is dropped"])
+    dropped = graph.with_nodes([zeros, *nodes], note=[f"{neuron.name}: alpha is 0, its input is dropped"])
+    if len(dropped.neurons) < len(graph.neurons):
+        return _into_weights(graph, neuron) or _into_threshold(graph, neuron)
+    return dropped
 
 
 def _into_weights(graph: SpikingGraph, neuron: Neuron) -> SpikingGraph | None:

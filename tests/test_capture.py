@@ -244,3 +244,16 @@ def test_loops_of_all_readouts_are_one_graph() -> None:
     kinds = [[(type(node).__name__, node.name) for node in graph.nodes] for graph in graphs]
     assert all(other == kinds[0] for other in kinds[1:])
     assert isinstance(Loop("mean"), Plain)
+
+
+@pytest.mark.parametrize("v_reset", [-0.2, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constants_that_float32_lacks_are_those_of_the_modules_dtype(v_reset: float, dtype: torch.dtype) -> None:
+    from dalif_deploy import DALIF, capture
+
+    torch.manual_seed(0)
+    parts = (torch.nn.Linear(12, 20), DALIF(v_threshold=0.2, v_reset=v_reset), torch.nn.Linear(20, 4))
+    net = torch.nn.Sequential(*parts).to(dtype)
+    graph = capture(net, example_input=torch.rand(6, 12, dtype=dtype) * 2, timesteps=4)
+    expected = v_reset if dtype == torch.float64 else float(np.float32(v_reset))
+    assert graph.neurons[0].v_reset == expected

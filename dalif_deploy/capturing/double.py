@@ -39,10 +39,15 @@ _PASSIVE = frozenset({"__get__", "__set__", "size", "dim", "numel", "stride", "i
 
 
 class Double(TorchFunctionMode):
-    """Evaluates in float64 what depends on float64 tensors. Raises `DalifError` (CAPTURE_REFUSED)."""
+    """Evaluates in float64 what depends on float64 tensors. Raises `DalifError` (CAPTURE_REFUSED).
 
-    def __init__(self) -> None:
+    `dtype`: the module's own. A Python number in a float32 module acts as its float32 value; a float64 module
+    takes it as it is.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
+        self._narrows = dtype == torch.float32
         self._wide: dict[int, tuple[torch.Tensor, int, torch.Tensor]] = {}
 
     def __torch_function__(
@@ -65,7 +70,7 @@ class Double(TorchFunctionMode):
         def widen(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float32:
                 return self._cached(leaf)
-            if isinstance(leaf, float) and name in _ARITHMETIC:
+            if self._narrows and isinstance(leaf, float) and name in _ARITHMETIC:
                 return float(np.float32(leaf))
             return leaf
 

@@ -70,7 +70,7 @@ class Runner:
             fired[name].append(self._spikes(name, out))
             return out
 
-        results = self._drive(inputs, called, Double() if float64 else None)
+        results = self._drive(inputs, called, Double(self.dtype) if float64 else None)
         logits = self._logits(results)
         trains = {name: SpikeTrain.pack(np.stack(steps, axis=1)) for name, steps in fired.items()}
         return Recording(trains, logits)
@@ -84,7 +84,7 @@ class Runner:
             heard[name].append(current.detach().cpu().numpy().astype(np.float64))
             return forward(*args, **kwargs)
 
-        self._drive(inputs, called, Double())
+        self._drive(inputs, called, Double(self.dtype))
         return {name: np.stack(steps, axis=1) for name, steps in heard.items()}
 
     def membranes(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
@@ -104,7 +104,7 @@ class Runner:
                 held[name].append(value.detach().cpu().numpy().astype(np.float64))
             return out
 
-        self._drive(inputs, called, Double())
+        self._drive(inputs, called, Double(self.dtype))
         return {name: np.stack(steps, axis=1) for name, steps in held.items()}
 
     def _drive(self, inputs: NDArray[np.float32], called: Callable[..., Any], double: Double | None) -> list[Any]:

@@ -131,10 +131,10 @@ def three_branches() -> Case:
     return _folded(build, last, batch)
 
 
-def write(case: Case, folder: Path, name: str = "net.nir") -> Path:
-    """The case's graph as a canonical file."""
+def write(case: Case, folder: Path, name: str = "net.nir", *, dialect: str = "canonical") -> Path:
+    """The case's graph as a file."""
     path = folder / name
-    nir.write(str(path), to_nir(case[0]))
+    nir.write(str(path), to_nir(case[0], dialect=dialect))
     return path
 
 

@@ -7,14 +7,11 @@ import functools
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
-import nir
 import numpy as np
 import pytest
 import torch
@@ -24,8 +21,8 @@ from dalif_deploy.dialects import SIMULATORS
 from dalif_deploy.equivalence.replay import simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import readers, to_nir
+from dalif_deploy.exporters.registry import file_format
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nodes import Edge, Readout, frozen
 from dalif_deploy.operators import reduce_time
 from dalif_deploy.passes import fold
@@ -43,6 +40,7 @@ from tests.nir_graphs import (
     conv_chain,
     one_layer,
     padded_pool,
+    per_step,
     renamed,
     residual,
     smallest_margin,
@@ -402,33 +400,6 @@ def test_a_missing_package_is_named_with_its_mend(module: Any, tmp_path: Path, m
 # ---- what the export says of the readers, against their own calls
 
 
-def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGraph) -> NDArray[np.floating]:
-    """The outputs [batch, T, ...] of a simulator's own network, loaded by the call that the export prints."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the packages' own: deprecations of torch and of nirtorch.load
-        import nirtorch
-        import norse.torch
-        import norse.torch.utils.import_nir
-        import sinabs.nir
-        import snntorch.import_nir
-        import spikingjelly.activation_based.nir_exchange
-
-        names = {
-            "nir": nir, "nirtorch": nirtorch, "functools": functools, "norse": norse, "snntorch": snntorch,
-            "spikingjelly": spikingjelly, "path": str(path),
-            "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(batch))),
-        }  # fmt: skip
-        network = eval(call, names)
-        spec = FileMetadata.from_strings(file.metadata, source="test").input
-        inputs = torch.from_numpy(spec.module_input(batch))
-        state, outputs = None, []
-        with torch.no_grad():
-            for t in range(spec.timesteps):
-                result, state = network(inputs[:, t] if spec.temporal else inputs, state)
-                outputs.append(result.numpy().copy())
-    return np.stack(outputs, axis=1)
-
-
 def v_reset_set() -> Case:
     return changed(affine_chain(0.5), "sn1", v_reset=frozen(-0.5))
 
@@ -508,3 +479,34 @@ def test_advice_on_readers_is_what_they_do(name: str, tmp_path: Path) -> None:
         assert right == reader.reads, (reader, outputs)
         assert reader.why
         assert "\n" not in reader.why
+
+
+@pytest.mark.parametrize("name", ["ties", "ties, strict"])
+@pytest.mark.parametrize("simulator", FLOAT32)
+def test_its_own_call_loads_its_own_dialect(simulator: str, name: str, tmp_path: Path) -> None:
+    """The package's own wiring, state and all, on a network full of ties."""
+    graph, batch = GRAPHS[name]()
+    folded = fold(graph)
+    file, path = to_nir(folded, dialect=simulator), write((folded, batch), tmp_path, dialect=simulator)
+    advice = {reader.name: reader for reader in readers(file)}
+    assert [reader.name for reader in advice.values() if reader.reads] == [simulator]
+    assert "V = v_th is decided as in the network" in advice[simulator].why
+    outputs = reduce_time(per_step(advice[simulator].call, path, batch, file), folded.readout.mode)
+    np.testing.assert_allclose(outputs, simulate(graph, batch).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("written", FLOAT32)
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_a_file_for_another_simulator_is_refused(simulator: str, written: str, tmp_path: Path) -> None:
+    case = affine_chain()
+    path = write(case, tmp_path, dialect=written)
+    if simulator == written:
+        assert_same_spikes(case, RUNTIMES[simulator](path))
+        return
+    words = "chosen for float32" if simulator.startswith(written) else f"chosen for {written}"
+    with pytest.raises(DalifError, match=words) as info:
+        RUNTIMES[simulator](path)
+    assert info.value.code is Code.RUNTIME_CANNOT_RUN
+    unfit = file_format("nir").unfit(to_nir(case[0], dialect=written), simulator.split()[0])
+    assert (unfit is None) == (simulator.split()[0] == written)
+    assert unfit is None or f"chosen for {written}; export it again for {simulator.split()[0]}" in unfit

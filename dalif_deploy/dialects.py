@@ -34,6 +34,8 @@ Limit = Literal[
 ]
 """What some reader does not take as it is meant; `nir_rules` finds it in a file."""
 
+_POOLS = "a sum pool is an average times its size: of spikes exact for windows up to 4x4, not for 5x5 and 7x7"
+
 _KINDS = frozenset({"Input", "Output", "Affine", "Linear", "Conv2d", "SumPool2d", "AvgPool2d", "Flatten", "LIF", "IF"})
 
 
@@ -115,7 +117,7 @@ NORSE = Dialect(
     tie="dt fl(1 / fl(tau)) v_th; IF: v_th",
     quirks=(
         "from_nir runs nodes in the wrong order where one has several inputs, and knows no AvgPool2d",
-        "a sum pool is an average times its size, rounded twice",
+        _POOLS,
         "parameters are rounded to float32",
     ),
     call="norse.torch.from_nir(nir.read(path), dt=1e-4)",
@@ -150,7 +152,8 @@ SPIKINGJELLY = Dialect(
     tie="fl(v_th / fl(tau / dt)); IF: v_th",
     quirks=(
         "the state is explicit: pass it back at every step",
-        "a sum pool is an average times its size, rounded twice, and fails in step mode 'm'",
+        _POOLS,
+        "SumPool2d fails in step mode 'm'",
     ),
     call="spikingjelly.activation_based.nir_exchange.import_from_nir(path, dt=1e-4)",
 )
@@ -178,7 +181,7 @@ SNNTORCH = Dialect(
     tie="v_th",
     quirks=(
         "an IF with r = 1 becomes a Leaky with beta 0.9 and a subtract reset",
-        "a sum pool is an average times its size, rounded twice",
+        _POOLS,
         "neurons hold their own state: call snntorch.utils.reset(net) before every batch",
         "import_from_nir prints to standard output",
     ),

@@ -77,7 +77,10 @@ def _side(fires_at: ThresholdRule, dialect: Dialect) -> float:
 
 
 def _moved(values: _Single, side: float) -> _Single:
-    return np.asarray(np.nextafter(values, np.float32(side * np.inf)) if side else values, dtype=np.float32)
+    """The float32 numbers next to finite values on that side."""
+    if side == 0.0:
+        return values
+    return np.where(np.isinf(values), values, np.nextafter(values, np.float32(side * np.inf)))
 
 
 def _norse(threshold: _Single, beta: Array, integrates: bool) -> _Single:

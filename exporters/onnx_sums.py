@@ -53,7 +53,7 @@ class Sum:
 
     @property
     def fits_int32(self) -> bool:
-        """Whether planes can be put together in int32: the sum, and the sum without its lowest digit."""
+        """Whether int32 holds a sum of planes, and what it is without its lowest digit while it is put together."""
         return not self.sliced and self.reach + self.reaches[-1] <= INT32_LIMIT
 
     def reach_of(self, digits: Sequence[int]) -> int:

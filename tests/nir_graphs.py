@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nir
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.replay import NeuronStep, replay
 from dalif_deploy.exporters.nir import to_nir
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nodes import Add, Edge, Flatten, Input, Linear, Neuron, Node, Readout, SumPool2d, frozen
 from dalif_deploy.passes import fold
 from tests.graphs import Build, Case, calibrated
@@ -131,10 +136,10 @@ def three_branches() -> Case:
     return _folded(build, last, batch)
 
 
-def write(case: Case, folder: Path, name: str = "net.nir") -> Path:
-    """The case's graph as a canonical file."""
+def write(case: Case, folder: Path, name: str = "net.nir", *, dialect: str = "canonical") -> Path:
+    """The case's graph as a file."""
     path = folder / name
-    nir.write(str(path), to_nir(case[0]))
+    nir.write(str(path), to_nir(case[0], dialect=dialect))
     return path
 
 
@@ -150,3 +155,30 @@ def smallest_margin(case: Case) -> float:
 
     replay(graph, batch, visit, update="decay")
     return min(margins)
+
+
+def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGraph) -> NDArray[np.floating]:
+    """The outputs [batch, T, ...] of a simulator's own network, loaded by the call that the export prints."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the packages' own: deprecations of torch and of nirtorch.load
+        import nirtorch
+        import norse.torch
+        import norse.torch.utils.import_nir
+        import sinabs.nir
+        import snntorch.import_nir
+        import spikingjelly.activation_based.nir_exchange
+
+        names = {
+            "nir": nir, "nirtorch": nirtorch, "functools": functools, "norse": norse, "snntorch": snntorch,
+            "spikingjelly": spikingjelly, "path": str(path),
+            "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(batch))),
+        }  # fmt: skip
+        network = eval(call, names)
+        spec = FileMetadata.from_strings(file.metadata, source="test").input
+        inputs = torch.from_numpy(spec.module_input(batch))
+        state, outputs = None, []
+        with torch.no_grad():
+            for t in range(spec.timesteps):
+                result, state = network(inputs[:, t] if spec.temporal else inputs, state)
+                outputs.append(result.numpy().copy())
+    return np.stack(outputs, axis=1)

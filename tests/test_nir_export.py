@@ -310,7 +310,7 @@ def test_a_graph_that_is_not_folded_is_refused() -> None:
     assert refused(neuron_graph(alpha=frozen(0.5))).code is Code.BAD_GRAPH
 
 
-@pytest.mark.parametrize("options", [{"dialect": "norse"}, {"metadata": {"readout": "x"}}, {"metadata": {"a/b": "x"}}])
+@pytest.mark.parametrize("options", [{"dialect": "sinabs"}, {"metadata": {"readout": "x"}}, {"metadata": {"a/b": "x"}}])
 def test_bad_options(options: dict[str, object]) -> None:
     with pytest.raises(DalifError) as info:
         to_nir(affine_chain()[0], **options)  # type: ignore[arg-type]
@@ -331,5 +331,65 @@ def test_the_strict_rule_is_held_and_said() -> None:
     file = to_nir(affine_chain(fires_at="gt")[0])
     assert {layer.fires_at for layer in FileMetadata.from_strings(file.metadata, source="test").layers} == {"gt"}
     said = {reader.name: reader.why for reader in readers(file)}
-    assert "ties differ" in said["spikingjelly"]
-    assert "ties differ" not in said["norse"]
+    assert "fires at v >= v_threshold: right where no V equals v_th" in said["spikingjelly"]
+    assert "fires at v > v_threshold: right where no V equals v_th" in said["norse"]
+
+
+# ---- dialects: the numbers of neurons; tests/test_ties.py runs them
+
+
+@pytest.mark.parametrize("beta", [-0.25, 0.0, 0.7615941762924194, 0.9])
+def test_norse(beta: float) -> None:
+    node = to_nir(neuron_graph(beta=frozen(beta), v_threshold=frozen(0.7)), dialect="norse").nodes["sn"]
+    canonical = to_nir(neuron_graph(beta=frozen(beta))).nodes["sn"]
+    assert type(node) is nir.LIF
+    assert np.array_equal(node.tau, canonical.tau)
+    assert np.array_equal(node.r, [1.0, 1.0])
+    step = np.float32(1e-4) * (np.float32(1.0) / np.float32(1e-4 / (1.0 - beta))) * np.float32(0.7)
+    assert node.v_threshold.tolist() == [float(np.nextafter(step, np.float32(-np.inf)))] * 2
+
+
+@pytest.mark.parametrize("beta", [0.25, 0.7615941762924194, 0.9])
+def test_spikingjelly(beta: float) -> None:
+    node = to_nir(neuron_graph(beta=frozen(beta), v_threshold=frozen(0.7)), dialect="spikingjelly").nodes["sn"]
+    assert type(node) is nir.LIF
+    assert np.array_equal(node.r, [1.0, 1.0])
+    assert node.v_threshold.tolist() == [float(np.float32(0.7) / np.float32(1e-4 / (1.0 - beta) / 1e-4))] * 2
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7615941762924194, 0.9, 1.0])
+def test_snntorch(beta: float) -> None:
+    node = to_nir(neuron_graph(beta=frozen(beta), v_threshold=frozen(0.7)), dialect="snntorch").nodes["sn"]
+    assert type(node) is nir.LIF
+    assert np.array_equal(node.tau, [1e-4 / (1.0 - beta) if beta < 1.0 else 1e-4 * 2.0**60] * 2)
+    assert np.array_equal(node.r, node.tau / 1e-4)
+    assert node.v_threshold.tolist() == [float(np.nextafter(np.float32(0.7), np.float32(0.0)))] * 2
+
+
+@pytest.mark.parametrize(("dialect", "moved"), [("norse", True), ("spikingjelly", False)])
+def test_beta_one_is_an_if_in_the_other_dialects(dialect: str, moved: bool) -> None:
+    node = to_nir(neuron_graph(beta=frozen(1.0), v_threshold=frozen(0.7)), dialect=dialect).nodes["sn"]
+    assert type(node) is nir.IF
+    assert np.array_equal(node.r, [1e4, 1e4])
+    threshold = np.float32(0.7)
+    assert node.v_threshold.tolist() == [float(np.nextafter(threshold, np.float32(0.0)) if moved else threshold)] * 2
+
+
+@pytest.mark.parametrize("dialect", ["norse", "spikingjelly", "snntorch"])
+def test_all_but_the_neurons_is_the_canonical_form(dialect: str) -> None:
+    graph = residual(0.5)[0]
+    canonical, found = to_nir(graph), to_nir(graph, dialect=dialect)
+    assert canonical.edges == found.edges
+    neurons = {neuron.name for neuron in graph.neurons}
+    for key, values in parameters(canonical).items():
+        if key.rpartition(".")[0] not in neurons:
+            assert np.array_equal(values, parameters(found)[key])
+    assert {key for key in canonical.metadata if canonical.metadata[key] != found.metadata[key]} == {"dialect"}
+    assert found.metadata["dialect"] == dialect
+
+
+@pytest.mark.parametrize("dialect", ["norse", "spikingjelly", "snntorch"])
+def test_thresholds_beyond_float32_are_refused(dialect: str) -> None:
+    with pytest.raises(DalifError, match=r"node 'sn'.*v_threshold has values beyond float32") as info:
+        to_nir(neuron_graph(v_threshold=frozen(1e39)), dialect=dialect)
+    assert info.value.code is Code.TARGET_CANNOT_HOLD

@@ -1,4 +1,4 @@
-"""Canonical files read back: the same graph, spike for spike and bit for bit, and bad files refused in one line."""
+"""Files read back, in every dialect: the same graph, spike for spike and bit for bit; bad ones refused in one line."""
 
 from __future__ import annotations
 
@@ -57,6 +57,60 @@ def test_every_graph_reads_back(name: str, tmp_path: Path) -> None:
 def test_networks_read_back(network: str, beta: float, tmp_path: Path) -> None:
     case = NETWORKS[network](np.float32(beta))
     assert_same_network(case, write(case, tmp_path))
+
+
+DIALECTS = ["norse", "spikingjelly", "snntorch"]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", HELD_BY_NIR)
+def test_every_dialect_reads_back(name: str, dialect: str, tmp_path: Path) -> None:
+    graph, batch = {**GRAPHS, **SPECIAL_GRAPHS}[name]()
+    folded = fold(graph)
+    if (name, dialect) in NOT_HELD:
+        with pytest.raises(DalifError) as info:
+            write((folded, batch), tmp_path, dialect=dialect)
+        assert info.value.code is Code.TARGET_CANNOT_HOLD
+        return
+    path = write((folded, batch), tmp_path, dialect=dialect)
+    assert_same_network((folded, batch), path)
+    read = read_nir(path)
+    assert FileMetadata.of(read).layers == FileMetadata.of(folded).layers
+
+
+NOT_HELD = {
+    *(("threshold and reset", dialect) for dialect in DIALECTS),
+    ("beta 0", "spikingjelly"),
+    ("beta negative", "spikingjelly"),
+    ("beta negative", "snntorch"),
+    ("per channel", "spikingjelly"),
+    ("per channel", "snntorch"),
+}
+"""Graphs that a dialect cannot hold: a reset to another value than 0, beta too low, leaks that differ."""
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("beta", [0.25, 0.76, 1.0])
+@pytest.mark.parametrize("rule", ["ge", "gt"])
+def test_what_a_dialect_holds_without_the_metadata(dialect: str, beta: float, rule: str, tmp_path: Path) -> None:
+    """A changed threshold is read as what it has become, up to the roundings of the simulator."""
+    case = changed(one_layer(1.0, beta, [0.0] * 4), "sn", fires_at=rule)
+    path = write(case, tmp_path, dialect=dialect)
+    with h5py.File(path, "r+") as file:
+        stored = file["node/nodes/sn/v_threshold"]
+        stored[...] = (stored[...] * 1.25).astype(np.float32)
+    read = read_nir(path)["sn"]
+    np.testing.assert_allclose(np.broadcast_to(read.v_threshold, 4), 1.25, rtol=1e-6)
+    assert np.all(read.beta == beta)
+    assert read.fires_at == rule
+
+
+def test_leaks_that_are_one_for_some_read_back(tmp_path: Path) -> None:
+    beta = frozen([1.0, 0.5, 1.0, 0.25])
+    path = write(changed(one_layer(1.0, 0.5, [0.0] * 4), "sn", beta=beta), tmp_path, dialect="snntorch")
+    assert np.array_equal(read_nir(path)["sn"].beta, beta)
+    edit(path, "layers", lambda text: text.replace("0.25", "0.75"))  # the file's own tau counts
+    assert np.array_equal(read_nir(path)["sn"].beta, beta)
 
 
 def test_leaks_are_recovered_without_the_metadata_too(tmp_path: Path) -> None:
@@ -236,6 +290,8 @@ def test_nir_of_another_tool(tmp_path: Path) -> None:
     [
         ("dt", lambda text: "soon"),
         ("dt", lambda text: "-1"),
+        ("dialect", lambda text: "nonesuch"),
+        ("dialect", lambda text: "snntorch"),
         ("timesteps", lambda text: "many"),
         ("layers", lambda text: "[]"),
         ("layers", lambda text: text.replace("sn2", "sn3")),
@@ -253,6 +309,19 @@ def test_neurons_that_are_not_canonical(good: Path, key: str, value: float) -> N
     with h5py.File(good, "r+") as file:
         file[f"node/nodes/sn1/{key}"][0] = value
     assert "sn1" in refused(good, Code.FILE_DAMAGED)
+
+
+def test_a_lif_that_does_not_leak_is_not_canonical(good: Path) -> None:
+    with h5py.File(good, "r+") as file:
+        file["node/nodes/sn1/tau"][0] = 1e300
+    assert "does not leak" in refused(good, Code.FILE_DAMAGED)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_dialect_has_one_dt(dialect: str, tmp_path: Path) -> None:
+    path = write(affine_chain(), tmp_path, dialect=dialect)
+    edit(path, "dt", lambda text: "0.001")
+    assert "dt = 0.001" in refused(path, Code.FILE_DAMAGED)
 
 
 def test_a_kind_that_the_form_does_not_have(tmp_path: Path) -> None:

@@ -7,14 +7,11 @@ import functools
 import re
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import h5py
-import nir
 import numpy as np
 import pytest
 import torch
@@ -24,14 +21,16 @@ from dalif_deploy.dialects import SIMULATORS
 from dalif_deploy.equivalence.replay import simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import readers, to_nir
+from dalif_deploy.exporters.registry import file_format
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nodes import Edge, Readout, frozen
 from dalif_deploy.operators import reduce_time
 from dalif_deploy.passes import fold
-from dalif_deploy.runtimes import nir_file, norse, spikingjelly
+from dalif_deploy.runtimes import nir_file, norse, snntorch, spikingjelly
 from dalif_deploy.runtimes.norse import NorseRuntime
 from dalif_deploy.runtimes.protocol import Runtime
+from dalif_deploy.runtimes.registry import runtime_kind
+from dalif_deploy.runtimes.snntorch import SnnTorchRuntime
 from dalif_deploy.runtimes.spikingjelly import SpikingJellyRuntime
 from tests.graphs import GRAPHS, Build, Case, firing_rates
 from tests.nir_graphs import (
@@ -41,6 +40,7 @@ from tests.nir_graphs import (
     conv_chain,
     one_layer,
     padded_pool,
+    per_step,
     renamed,
     residual,
     smallest_margin,
@@ -56,7 +56,10 @@ RUNTIMES: dict[str, Open] = {
     "norse": NorseRuntime,
     "spikingjelly": SpikingJellyRuntime,
     "spikingjelly float64": functools.partial(SpikingJellyRuntime, dtype="float64"),
+    "snntorch": SnnTorchRuntime,
 }
+FLOAT32 = ["norse", "spikingjelly", "snntorch"]
+"""The ones that a dialect is named after."""
 NO_NEAR_TIE = 1.0
 """In bounds: margins above this are beyond what rounding can do, whatever the order of sums."""
 
@@ -76,18 +79,41 @@ def assert_same_spikes(case: Case, runtime: Runtime) -> None:
 # ---- spikes
 
 
+REFUSED = {
+    ("spikingjelly", -0.25): "greater than 1",
+    ("spikingjelly", 0.0): "greater than 1",
+    ("snntorch", -0.25): "takes it for 0",
+    ("snntorch", 1.0): "r != 1 not supported",
+}
+"""Canonical files that a simulator does not read as they are meant, and some words of why."""
+
+
 @pytest.mark.parametrize("beta", [-0.25, 0.0, 0.25, 0.5, 0.76, 0.9, 1.0])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("simulator", RUNTIMES)
 def test_same_spikes(simulator: str, network: str, beta: float, tmp_path: Path) -> None:
     case = NETWORKS[network](np.float32(beta))
     path = write(case, tmp_path)
-    if beta <= 0.0 and simulator != "norse":
-        with pytest.raises(DalifError, match="greater than 1") as info:
+    if words := REFUSED.get((simulator.split()[0], beta)):
+        with pytest.raises(DalifError, match=re.escape(words)) as info:
             RUNTIMES[simulator](path)
         assert info.value.code is Code.RUNTIME_CANNOT_RUN
         return
     assert_same_spikes(case, RUNTIMES[simulator](path))
+
+
+@pytest.mark.parametrize("beta", [-0.25, 0.0, 0.25, 0.76, 1.0])
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("simulator", FLOAT32)
+def test_same_spikes_in_its_own_dialect(simulator: str, network: str, beta: float, tmp_path: Path) -> None:
+    case = NETWORKS[network](np.float32(beta))
+    words = REFUSED.get((simulator, beta))
+    if words and beta < 1.0:  # in its dialect, beta = 1 is no IF for snntorch
+        with pytest.raises(DalifError, match=re.escape(words)) as info:
+            write(case, tmp_path, dialect=simulator)
+        assert info.value.code is Code.TARGET_CANNOT_HOLD
+        return
+    assert_same_spikes(case, RUNTIMES[simulator](write(case, tmp_path, dialect=simulator)))
 
 
 @pytest.mark.parametrize("simulator", RUNTIMES)
@@ -100,9 +126,18 @@ def test_parameters_per_channel(tmp_path: Path) -> None:
     graph, batch = GRAPHS["per channel"]()
     case = fold(graph), batch
     assert_same_spikes(case, NorseRuntime(write(case, tmp_path)))
-    with pytest.raises(DalifError, match="uniform") as info:
-        SpikingJellyRuntime(tmp_path / "net.nir")
-    assert info.value.code is Code.RUNTIME_CANNOT_RUN
+    for refuses, word in ((SpikingJellyRuntime, "uniform"), (SnnTorchRuntime, "same for all neurons")):
+        with pytest.raises(DalifError, match=word) as info:
+            refuses(tmp_path / "net.nir")
+        assert info.value.code is Code.RUNTIME_CANNOT_RUN
+
+
+def test_leaks_per_channel_in_the_dialect_of_snntorch(tmp_path: Path) -> None:
+    """Some of them 1, which neither a LIF nor an IF of the canonical form can say beside others."""
+    case = changed(affine_chain(0.5), "sn1", beta=frozen(np.where(np.arange(32) % 5, np.linspace(0.2, 0.8, 32), 1.0)))
+    assert_same_spikes(case, SnnTorchRuntime(write(case, tmp_path, dialect="snntorch")))
+    with pytest.raises(DalifError, match="some of its neurons only"):
+        write(case, tmp_path)
 
 
 @pytest.mark.parametrize("simulator", RUNTIMES)
@@ -125,7 +160,7 @@ def test_ties_follow_the_rule_of_the_simulator(simulator: str, tmp_path: Path) -
     """beta and the potentials are dyadic, so nothing is rounded: only the rule at V = v_th is left."""
     graph, batch = one_layer(1.0, 0.5, [1.0, 0.5, 0.25, 1.5])
     found = RUNTIMES[simulator](write((graph, batch), tmp_path)).run(batch).spikes["sn"].unpack()[0]
-    at_threshold = simulator != "norse"
+    at_threshold = simulator.startswith("spikingjelly")
     assert found[:, 0].tolist() == [at_threshold, True, at_threshold]  # V: 1; if silent 1.5; after a spike 1 again
     assert found[:, 3].all()
     assert not found[:, 1:3].any()
@@ -135,7 +170,7 @@ def test_ties_follow_the_rule_of_the_simulator(simulator: str, tmp_path: Path) -
 def test_every_batch_starts_anew(simulator: str, tmp_path: Path) -> None:
     graph, batch = affine_chain()
     runtime = RUNTIMES[simulator](write((graph, batch), tmp_path))
-    first, part, again = runtime.run(batch), runtime.run(batch[:3]), runtime.run(batch)
+    first, again, part = runtime.run(batch), runtime.run(batch), runtime.run(batch[:3])  # the same shape twice
     for name, train in first.spikes.items():
         assert np.array_equal(train.bits, again.spikes[name].bits)
         assert np.array_equal(train.bits[:3], part.spikes[name].bits)
@@ -154,10 +189,52 @@ def test_the_encoding_is_the_files(tmp_path: Path) -> None:
     folded = fold(graph)
     case = changed((folded, codes), "sn2", reset="hard")
     assert case[0].encoding.kind == "uint8"
-    for open_runtime in RUNTIMES.values():
+    for open_runtime in RUNTIMES.values():  # beta 0.625, all of them read it
         found = open_runtime(write(case, tmp_path)).run(codes)
         for name, train in simulate(*case).spikes.items():
             assert train.differing(found.spikes[name]).sum() == 0
+
+
+# ---- by which formula
+
+
+UPDATES: dict[str, Callable[..., NDArray[np.float32]]] = {
+    "norse": lambda v, x, tau: v + np.float32(1e-4) * (np.float32(1) / np.float32(tau)) * (x - v),
+    "spikingjelly": lambda v, x, tau: v + (x - v) / np.float32(tau / 1e-4),
+    "snntorch": lambda v, x, tau: np.float32(1.0 - 1e-4 / tau) * v + x,
+}
+"""The formulas that the packages' neurons compute by, each operation rounded to float32."""
+
+
+@pytest.mark.parametrize("beta", [0.25, 0.76, 0.9, 0.9995, 1.0])
+@pytest.mark.parametrize("simulator", FLOAT32)
+def test_the_formula_of_the_potential_is_the_one_declared(simulator: str, beta: float, tmp_path: Path) -> None:
+    """Bit for bit, over steps in which nothing fires, of neurons that are read by the runtime itself."""
+    count, steps = 1003, 12  # not a multiple of a vector register
+    x = np.random.default_rng(61).normal(0.0, 1.0, (steps, 2, count)).astype(np.float32)
+    graph, _ = one_layer(1e6, beta, [0.0] * count)
+    runtime: Any = RUNTIMES[simulator](write((graph, x), tmp_path, dialect=simulator))
+    neuron, state = runtime._stepper._steps["sn"], None
+    tau = float(to_nir(graph, dialect=simulator).nodes["sn"].tau[0]) if beta < 1.0 else np.inf
+    v = np.zeros((2, count), np.float32)
+    with torch.no_grad():
+        for t in range(steps):
+            fired, state = neuron(torch.from_numpy(x[t]), state)
+            v = v + x[t] if beta == 1.0 else UPDATES[simulator](v, x[t], tau)
+            found = runtime_state(simulator, neuron, state)
+            assert not fired.any()
+            assert found.dtype == torch.float32
+            assert np.array_equal(found.numpy(), v), t
+    kind = runtime_kind(simulator)
+    assert kind.update == type(runtime).update == ("sum" if simulator == "snntorch" else "decay")
+
+
+def runtime_state(simulator: str, neuron: Any, state: Any) -> torch.Tensor:
+    """The potential that a simulator's neuron holds after a step."""
+    if simulator == "snntorch":
+        (module,) = (cell.cell_contents for cell in neuron.__closure__)
+        return torch.as_tensor(module.mem)
+    return torch.as_tensor(state.v if simulator == "norse" else state[0])
 
 
 # ---- whose neurons, and from which file
@@ -170,6 +247,7 @@ def test_the_encoding_is_the_files(tmp_path: Path) -> None:
         ("norse", 1.0, "norse.torch.module.iaf.IAFCell"),
         ("spikingjelly", 0.5, "spikingjelly.activation_based.neuron.lif.LIFNode"),
         ("spikingjelly", 1.0, "spikingjelly.activation_based.neuron.integrate_and_fire.IFNode"),
+        ("snntorch", 0.5, "snntorch._neurons.leaky.Leaky"),
     ],
 )
 def test_the_neurons_are_the_packages(
@@ -183,7 +261,7 @@ def test_the_neurons_are_the_packages(
     # The class is what computes: with its update broken, the run is broken.
     module, _, name = classes.rpartition(".")
     cls = getattr(__import__(module, fromlist=[name]), name)
-    method = "forward" if simulator == "norse" else "single_step_functional_forward"
+    method = "single_step_functional_forward" if simulator == "spikingjelly" else "forward"
 
     def broken(*_: object, **__: object) -> None:
         raise ArithmeticError("this neuron was asked")
@@ -208,6 +286,7 @@ def test_dtypes(tmp_path: Path) -> None:
     case = affine_chain()
     path = write(case, tmp_path)
     assert NorseRuntime(path).run(case[1]).logits.dtype == np.float32
+    assert SnnTorchRuntime(path).run(case[1]).logits.dtype == np.float32
     assert SpikingJellyRuntime(path).run(case[1]).logits.dtype == np.float32
     assert SpikingJellyRuntime(path, dtype="float64").run(case[1]).logits.dtype == np.float64
     with pytest.raises(DalifError) as info:
@@ -218,9 +297,21 @@ def test_dtypes(tmp_path: Path) -> None:
 def test_opening_draws_no_random_numbers_of_the_callers(tmp_path: Path) -> None:
     path = write(affine_chain(), tmp_path)
     before = torch.random.get_rng_state()
-    NorseRuntime(path)
-    SpikingJellyRuntime(path)
+    for open_runtime in RUNTIMES.values():
+        open_runtime(path)
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_opening_leaves_no_neuron_in_the_list_of_snntorch(tmp_path: Path) -> None:
+    from snntorch import Leaky, SpikingNeuron
+
+    mine = Leaky(beta=0.5)
+    try:
+        before = list(SpikingNeuron.instances)
+        SnnTorchRuntime(write(affine_chain(), tmp_path))
+        assert SpikingNeuron.instances == before
+    finally:
+        SpikingNeuron.instances.remove(mine)
 
 
 @pytest.mark.parametrize("simulator", RUNTIMES)
@@ -236,8 +327,9 @@ def test_running_logs_and_prints_nothing(tmp_path: Path) -> None:
     code = (
         "import sys, numpy\n"
         "from dalif_deploy.runtimes.norse import NorseRuntime\n"
+        "from dalif_deploy.runtimes.snntorch import SnnTorchRuntime\n"
         "from dalif_deploy.runtimes.spikingjelly import SpikingJellyRuntime\n"
-        "for kind in (NorseRuntime, SpikingJellyRuntime):\n"
+        "for kind in (NorseRuntime, SpikingJellyRuntime, SnnTorchRuntime):\n"
         "    kind(sys.argv[1]).run(numpy.load(sys.argv[2]))\n"
         "print('ran')"
     )
@@ -254,8 +346,9 @@ def test_running_logs_and_prints_nothing(tmp_path: Path) -> None:
     ("make", "words"),
     [
         (lambda: changed(affine_chain(), "sn1", v_reset=frozen(-0.25)), ("'sn1'", "v_reset")),
-        (lambda: changed(affine_chain(1.0), "sn2", v_reset=frozen(0.25)), ("'sn2'", "v_reset")),
-        (padded_pool, ("'pool'", "padding")),
+        (lambda: changed(affine_chain(), "sn2", v_reset=frozen(0.25)), ("'sn2'", "v_reset")),
+        (lambda: changed(affine_chain(1.0), "sn2", v_reset=frozen(0.25)), ("an IF",)),
+        (padded_pool, ("'pool'", "padded")),
     ],
 )
 def test_what_a_simulator_would_misread_is_refused(
@@ -293,7 +386,7 @@ def test_bad_batches(simulator: str, tmp_path: Path) -> None:
         assert info.value.code is code
 
 
-@pytest.mark.parametrize("module", [norse, spikingjelly])
+@pytest.mark.parametrize("module", [norse, spikingjelly, snntorch])
 def test_a_missing_package_is_named_with_its_mend(module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.available() is None
     monkeypatch.setattr(nir_file, "find_spec", lambda package: None)
@@ -305,33 +398,6 @@ def test_a_missing_package_is_named_with_its_mend(module: Any, tmp_path: Path, m
 
 
 # ---- what the export says of the readers, against their own calls
-
-
-def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGraph) -> NDArray[np.floating]:
-    """The outputs [batch, T, ...] of a simulator's own network, loaded by the call that the export prints."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the packages' own: deprecations of torch and of nirtorch.load
-        import nirtorch
-        import norse.torch
-        import norse.torch.utils.import_nir
-        import sinabs.nir
-        import snntorch.import_nir
-        import spikingjelly.activation_based.nir_exchange
-
-        names = {
-            "nir": nir, "nirtorch": nirtorch, "functools": functools, "norse": norse, "snntorch": snntorch,
-            "spikingjelly": spikingjelly, "path": str(path),
-            "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(batch))),
-        }  # fmt: skip
-        network = eval(call, names)
-        spec = FileMetadata.from_strings(file.metadata, source="test").input
-        inputs = torch.from_numpy(spec.module_input(batch))
-        state, outputs = None, []
-        with torch.no_grad():
-            for t in range(spec.timesteps):
-                result, state = network(inputs[:, t] if spec.temporal else inputs, state)
-                outputs.append(result.numpy().copy())
-    return np.stack(outputs, axis=1)
 
 
 def v_reset_set() -> Case:
@@ -413,3 +479,34 @@ def test_advice_on_readers_is_what_they_do(name: str, tmp_path: Path) -> None:
         assert right == reader.reads, (reader, outputs)
         assert reader.why
         assert "\n" not in reader.why
+
+
+@pytest.mark.parametrize("name", ["ties", "ties, strict"])
+@pytest.mark.parametrize("simulator", FLOAT32)
+def test_its_own_call_loads_its_own_dialect(simulator: str, name: str, tmp_path: Path) -> None:
+    """The package's own wiring, state and all, on a network full of ties."""
+    graph, batch = GRAPHS[name]()
+    folded = fold(graph)
+    file, path = to_nir(folded, dialect=simulator), write((folded, batch), tmp_path, dialect=simulator)
+    advice = {reader.name: reader for reader in readers(file)}
+    assert [reader.name for reader in advice.values() if reader.reads] == [simulator]
+    assert "V = v_th is decided as in the network" in advice[simulator].why
+    outputs = reduce_time(per_step(advice[simulator].call, path, batch, file), folded.readout.mode)
+    np.testing.assert_allclose(outputs, simulate(graph, batch).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("written", FLOAT32)
+@pytest.mark.parametrize("simulator", RUNTIMES)
+def test_a_file_for_another_simulator_is_refused(simulator: str, written: str, tmp_path: Path) -> None:
+    case = affine_chain()
+    path = write(case, tmp_path, dialect=written)
+    if simulator == written:
+        assert_same_spikes(case, RUNTIMES[simulator](path))
+        return
+    words = "chosen for float32" if simulator.startswith(written) else f"chosen for {written}"
+    with pytest.raises(DalifError, match=words) as info:
+        RUNTIMES[simulator](path)
+    assert info.value.code is Code.RUNTIME_CANNOT_RUN
+    unfit = file_format("nir").unfit(to_nir(case[0], dialect=written), simulator.split()[0])
+    assert (unfit is None) == (simulator.split()[0] == written)
+    assert unfit is None or f"chosen for {written}; export it again for {simulator.split()[0]}" in unfit

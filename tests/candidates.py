@@ -17,10 +17,11 @@ from dalif_deploy.exporters.onnx import to_onnx
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.passes import fold
 from dalif_deploy.recording import Recording
-from dalif_deploy.runtimes import norse, spikingjelly
+from dalif_deploy.runtimes import norse, snntorch, spikingjelly
 from dalif_deploy.runtimes.events import EventsRuntime
 from dalif_deploy.runtimes.norse import NorseRuntime
 from dalif_deploy.runtimes.onnxruntime import OnnxRuntime
+from dalif_deploy.runtimes.snntorch import SnnTorchRuntime
 from dalif_deploy.runtimes.spikingjelly import SpikingJellyRuntime
 from dalif_deploy.runtimes.torch import TorchRuntime
 
@@ -32,13 +33,15 @@ class Candidate:
     """One way to run a network. `open`: from a folded graph and a folder to write into, what runs a batch.
 
     `trained`: it takes the training graph itself. `simulator`: the NIR simulator that it is, by its dialect's
-    name, and `missing` the command that installs it where it is not installed.
+    name, `own` whether the file is in that dialect, and `missing` the command that installs it where it is not
+    installed.
     """
 
     precision: Precision
     open: Callable[[SpikingGraph, Path], Run]
     trained: bool = False
     simulator: str | None = None
+    own: bool = False
     missing: str | None = None
 
     def run(self, graph: SpikingGraph, batch: NDArray[np.generic], folder: Path) -> Recording:
@@ -53,10 +56,10 @@ def written_onnx(graph: SpikingGraph, folder: Path) -> Path:
     return path
 
 
-def written_nir(graph: SpikingGraph, folder: Path) -> Path:
+def written_nir(graph: SpikingGraph, folder: Path, dialect: str = "canonical") -> Path:
     """The folded graph as a NIR file."""
     path = folder / "net.nir"
-    nir.write(str(path), to_nir(graph))
+    nir.write(str(path), to_nir(graph, dialect=dialect))
     return path
 
 
@@ -85,6 +88,22 @@ CANDIDATES: dict[str, Candidate] = {
         # Its weights come from a file that holds them in float32, so the judge's float32 share it is.
         "float32", lambda graph, folder: SpikingJellyRuntime(written_nir(graph, folder), dtype="float64").run,
         simulator="spikingjelly", missing=spikingjelly.available(),
+    ),
+    "snntorch": Candidate(
+        "float32", lambda graph, folder: SnnTorchRuntime(written_nir(graph, folder)).run,
+        simulator="snntorch", missing=snntorch.available(),
+    ),
+    "norse, its dialect": Candidate(
+        "float32", lambda graph, folder: NorseRuntime(written_nir(graph, folder, "norse")).run,
+        simulator="norse", own=True, missing=norse.available(),
+    ),
+    "spikingjelly, its dialect": Candidate(
+        "float32", lambda graph, folder: SpikingJellyRuntime(written_nir(graph, folder, "spikingjelly")).run,
+        simulator="spikingjelly", own=True, missing=spikingjelly.available(),
+    ),
+    "snntorch, its dialect": Candidate(
+        "float32", lambda graph, folder: SnnTorchRuntime(written_nir(graph, folder, "snntorch")).run,
+        simulator="snntorch", own=True, missing=snntorch.available(),
     ),
 }  # fmt: skip
 

@@ -21,7 +21,9 @@ import torch
 
 import dalif_deploy
 from dalif_deploy import Code, SpikingGraph
+from dalif_deploy.cli.export import command
 from dalif_deploy.deploy import DivergentError
+from dalif_deploy.dialects import DIALECTS
 from dalif_deploy.exporters import onnx as onnx_exporter
 from tests.commands import DIGITS, Small, contents, done, model_of, refused, stored_samples
 
@@ -243,3 +245,18 @@ def test_a_failing_write_leaves_nothing(digits: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(onnx, "save_model", full)
     assert "No space left" in refused(digits.parent, Code.NO_FOLDER, "export", "--to", "onnx", digits)
+
+
+def test_the_dialects_are_those_of_the_exporter() -> None:
+    (option,) = (option for option in command.params if option.name == "dialect")
+    assert tuple(option.type.choices) == tuple(DIALECTS)
+
+
+@pytest.mark.simulators
+@pytest.mark.parametrize("dialect", ["norse", "spikingjelly", "snntorch"])
+def test_a_dialect_is_verified_by_its_simulator(digits: Path, dialect: str) -> None:
+    ran = done("export", "--to", "nir", digits, "--nir-dialect", dialect)
+    assert f"{dialect} reads it rightly: " in ran.err
+    verdict = done("verify", digits, digits.with_suffix(".nir"), "--json").json()
+    assert [runtime["name"] for runtime in verdict["runtimes"]] == ["torch", "events", "events", dialect]
+    assert verdict["verdict"] == "exact"

@@ -50,7 +50,10 @@ Examples:
     help="Whether an ONNX file also gives every layer's spikes.  [default: logits]",
 )
 @click.option(
-    "--nir-dialect", "dialect", type=click.Choice(["canonical"]), help="The form of a NIR file.  [default: canonical]"
+    "--nir-dialect",
+    "dialect",
+    type=click.Choice(["canonical", "norse", "spikingjelly", "snntorch"]),
+    help="The form of a NIR file; a simulator's own decides V = v_th there as the network does.  [default: canonical]",
 )
 @click.option(
     "--verify/--no-verify",

@@ -80,7 +80,8 @@ class Comparer:
             )
         # The answer is judged like the spikes: by what the candidate's own spikes amount to. NaN is beyond any bound.
         gap = np.abs(candidate.logits.astype(np.float64) - judgement.logits)
-        beyond = ~(gap <= judgement.logits_bound).reshape(len(batch), -1).all(axis=1)
+        within = (gap <= judgement.logits_bound).reshape(len(batch), -1)
+        beyond: NDArray[np.bool_] = ~np.asarray(within.all(axis=1))
         self._logits_beyond += int(np.count_nonzero(beyond))
         self._decide_samples(per_sample, origins, judgement.certified, beyond)
         self._differing += int(per_sample.sum())

@@ -38,7 +38,7 @@ class Comparer:
         self._certified = 0
         self._by_outcome = dict.fromkeys(Outcome, 0)
         self._logit_difference = 0.0
-        self._logits_beyond = 0
+        self._logits_beyond: list[int] = []
         self._origins: list[NeuronStepFinding] = []
         self._uncertain: list[NeuronStepFinding] = []
         self._closest: NeuronStepFinding | None = None
@@ -82,7 +82,7 @@ class Comparer:
         gap = np.abs(candidate.logits.astype(np.float64) - judgement.logits)
         within = (gap <= judgement.logits_bound).reshape(len(batch), -1)
         beyond: NDArray[np.bool_] = ~np.asarray(within.all(axis=1))
-        self._logits_beyond += int(np.count_nonzero(beyond))
+        self._logits_beyond.extend((np.flatnonzero(beyond) + self._samples).tolist())
         self._decide_samples(per_sample, origins, judgement.certified, beyond)
         self._differing += int(per_sample.sum())
         self._samples_differing += int(np.count_nonzero(per_sample))
@@ -157,7 +157,7 @@ class Comparer:
             samples_by_outcome=dict(self._by_outcome),
             closest=self._closest,
             max_logit_difference=self._logit_difference,
-            logits_beyond_bound=self._logits_beyond,
+            logits_beyond=tuple(self._logits_beyond),
             prediction_changes=self._changes,
         )
 

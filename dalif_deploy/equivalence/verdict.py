@@ -10,6 +10,7 @@ from typing import Any
 
 from dalif_deploy.equivalence.judge import NeuronStepFinding
 from dalif_deploy.equivalence.parameters import ParameterDifference
+from dalif_deploy.equivalence.schema import SCHEMA_VERSION
 from dalif_deploy.nodes import Array
 
 
@@ -37,8 +38,8 @@ class Comparison:
     `uncertain`: every neuron-step whose margin lies within the bound, likewise. `certified_samples`: how many
     samples fired exactly and have no uncertain neuron-step, so that no evaluation in this precision and form
     can differ. `samples_by_outcome`: every sample by its own outcome. `closest`: the neuron-step nearest to
-    its threshold. `logits_beyond_bound`: samples whose logits are not what the candidate's own spikes amount to,
-    within rounding; any makes the comparison divergent. `prediction_changes`: samples whose largest logit is
+    its threshold. `logits_beyond`: samples whose logits are not what the candidate's own spikes amount to, within
+    rounding, by index; any makes the comparison divergent. `prediction_changes`: samples whose largest logit is
     another. Differences of logits are absolute.
     """
 
@@ -54,8 +55,13 @@ class Comparison:
     samples_by_outcome: Mapping[Outcome, int]
     closest: NeuronStepFinding | None
     max_logit_difference: float
-    logits_beyond_bound: int
+    logits_beyond: tuple[int, ...]
     prediction_changes: int
+
+    @property
+    def logits_beyond_bound(self) -> int:
+        """How many samples' logits do not follow from their spikes."""
+        return len(self.logits_beyond)
 
     def as_json(self) -> dict[str, Any]:
         """Plain types, with the keys of the verdict's schema; a difference of logits that is no number is null."""
@@ -158,8 +164,9 @@ class Verdict:
         return self.outcome <= (Outcome.EXACT if strict else Outcome.ROUNDING)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain types only."""
+        """Plain types only, as `verdict_schema` describes them."""
         return {
+            "schema_version": SCHEMA_VERSION,
             "verdict": str(self.outcome),
             "samples": self.samples,
             "timesteps": self.timesteps,

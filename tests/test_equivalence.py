@@ -891,7 +891,7 @@ def test_outcomes_go_from_best_to_worst() -> None:
 
 
 def comparison_of(outcome: Outcome, name: str = "x") -> Comparison:
-    return Comparison(name, outcome, 1, 8, 0, 0, (), (), 1, {outcome: 1}, None, 0.0, 0, 0)
+    return Comparison(name, outcome, 1, 8, 0, 0, (), (), 1, {outcome: 1}, None, 0.0, (), 0)
 
 
 def verdict_of(

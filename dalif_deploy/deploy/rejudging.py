@@ -62,8 +62,7 @@ def _judged(results: Results, model: Model, data: Data, progress: Progress | Non
         key = runtime_key(place)
         form = results.recordings[key]
         assert form is not None  # Results has checked it
-        stream = (found[key] for found in results.batches([key], results.batch))
-        candidates.append(_Candidate(_comparer(runtime.comparison.name, model, form), stream))
+        candidates.append(_Candidate(_comparer(runtime.comparison.name, model, form), _recordings(results, key)))
     done = 0
     for batch in data.batches(results.batch):
         reference = simulate(model.graph, batch)
@@ -86,6 +85,12 @@ def _judged(results: Results, model: Model, data: Data, progress: Progress | Non
         for runtime, candidate in zip(stored.runtimes, candidates, strict=True)
     ]
     return replace(verify(model, data=data, runtimes=()), runtimes=tuple(runtimes))
+
+
+def _recordings(results: Results, key: str) -> Iterator[Recording]:
+    """In batches as they were run: the float64 replay of another batch size may sum in another order."""
+    for found in results.batches([key], results.batch):
+        yield found[key]
 
 
 def _comparer(name: str, model: Model, form: Form) -> Comparer:

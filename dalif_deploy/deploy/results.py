@@ -204,7 +204,7 @@ class Results:
             if stored["version"] != VERSION:
                 raise DalifError(
                     Code.FOREIGN_FILE,
-                    f"{self.path}: version {stored['version']} of the format, this reads {VERSION}; update dalif_deploy",
+                    f"{self.path}: version {stored['version']} of the format, not {VERSION}; update dalif_deploy",
                 )
             data = dict(stored["data"])
             self.data = StoredData(**{**data, "shape": tuple(data["shape"])})
@@ -336,7 +336,10 @@ class Results:
             header = self.archive.header(name)
             if (header.dtype.name, header.shape) != (dtype, size):
                 raise self._damaged(f"'{name}' is {header.dtype} {list(header.shape)}, not {dtype} {list(size)}")
-        answers = {self.archive.header(f"{key}.logits").shape for key in self.recordings}
+        headers = [self.archive.header(f"{key}.logits") for key in self.recordings]
+        if any(header.dtype.kind != "f" for header in headers):
+            raise self._damaged("its logits are no numbers")
+        answers = {header.shape for header in headers}
         if len(answers) != 1 or next(iter(answers))[:1] != (self.samples,):
             raise self._damaged("its logits do not fit each other")
         self.logits_shape: tuple[int, ...] = answers.pop()[1:]

@@ -105,6 +105,8 @@ def from_columns(columns: Mapping[str, NDArray[Any]], layers: Shapes, samples: i
         entry: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
         if not (0 <= entry["sample"] < samples and entry["layer"] >= 0 and entry["bound"] >= 0.0):
             raise ValueError("a finding out of range")
+        if not all(math.isfinite(entry[number]) for number in ("potential", "threshold", "margin")):
+            raise ValueError("a finding that is no number")
         entry["layer"] = names[entry["layer"]]
         entry["index"] = tuple(int(i) for i in np.unravel_index(entry["index"], layers[entry["layer"]]))
         found.append(NeuronStepFinding(**entry))

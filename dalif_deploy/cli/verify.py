@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from dalif_deploy.cli.common import PATH, Talk, load_options, loading_options, main, output_options
+from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
 
 EXAMPLES = """
 \b
@@ -16,6 +16,8 @@ Examples:
   dalif-verify model.pt net.onnx net.nir
   dalif-verify model.pt net.onnx --data test.npz --samples 100
   dalif-verify model.pt net.nir --runtime norse --strict --json
+  dalif-verify model.pt net.onnx --data test.npz -o results.npz
+  dalif-verify --from results.npz --strict
   dalif-verify model.pt --from chip.npz --data test.npz
   dalif-verify --check-certificate exact.onnx
 """
@@ -42,10 +44,19 @@ Examples:
     "recordings",
     multiple=True,
     type=PATH,
-    metavar="RUN.npz",
-    help="A run of the same data that was recorded elsewhere, for instance on a chip, in the form that "
-    "`dalif-run --spikes -o` writes; repeatable.",
+    metavar="FILE.npz",
+    help="Decide on recorded spikes: a run of the same data elsewhere, for instance on a chip, in the form that "
+    "`dalif-run --spikes -o` writes (repeatable); or what -o wrote, which needs no MODEL and runs nothing.",
 )
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="RESULTS.npz",
+    help="Store what was compared: spikes, logits, margins and bounds, and the hash of the inputs.",
+)
+@click.option("--keep-inputs", is_flag=True, help="Store the inputs too, with -o.")
+@force_option
 @click.option(
     "--check-certificate",
     "certified",
@@ -58,8 +69,8 @@ Examples:
 @output_options
 def command(
     model: Path | None, exported: tuple[Path, ...], data: Path | None, samples: int | None,
-    runtimes: tuple[str, ...], recordings: tuple[Path, ...], certified: Path | None, strict: bool, as_json: bool,
-    quiet: bool, verbose: int, **rest: Any,
+    runtimes: tuple[str, ...], recordings: tuple[Path, ...], output: Path | None, keep_inputs: bool, force: bool,
+    certified: Path | None, strict: bool, as_json: bool, quiet: bool, verbose: int, **rest: Any,
 ) -> int:  # fmt: skip
     """Compare EXPORTED files, and the runtimes, with the trained MODEL, spike by spike.
 
@@ -69,7 +80,8 @@ def command(
 
     Exit status: 0 no divergence (rounding included, unless --strict); 1 divergent; 2 unusable input.
     """
-    from dalif_deploy.deploy import check_certificate, read_data, verify
+    from dalif_deploy.deploy import check_certificate, decide_again, judge_again, read_data, verify
+    from dalif_deploy.deploy.results import is_results
     from dalif_deploy.report.terminal import print_certificate, print_verdict
 
     if certified is not None:
@@ -81,14 +93,30 @@ def command(
         else:
             print_certificate(certified, check)
         return 0 if check.holds else 1
-    if model is None:
-        raise click.UsageError("MODEL is missing: give the trained model that the files came from")
     talk = Talk(quiet=quiet)
     options = load_options(rest)
-    verdict = verify(
-        model, *exported, data=None if data is None else read_data(data), samples=samples,
-        runtimes=runtimes or None, recordings=recordings, options=options, progress=talk.progress,
-    )  # fmt: skip
+    if keep_inputs and output is None:
+        raise click.UsageError("--keep-inputs needs -o RESULTS.npz, where the inputs go")
+    if stored := [path for path in recordings if is_results(path)]:
+        if len(recordings) > 1 or exported or runtimes or samples is not None or output is not None:
+            raise click.UsageError(
+                f"--from {stored[0]}: results are decided alone; beside them give only MODEL and --data"
+            )
+        given = None if data is None else read_data(data)
+        if model is None and given is not None:
+            raise click.UsageError(f"--data is of no use without MODEL: {stored[0]} is decided from its own bounds")
+        verdict = (
+            decide_again(stored[0], progress=talk.progress) if model is None
+            else judge_again(stored[0], model, data=given, options=options, progress=talk.progress)
+        )  # fmt: skip
+    elif model is None:
+        raise click.UsageError("MODEL is missing: give the trained model that the files came from")
+    else:
+        verdict = verify(
+            model, *exported, data=None if data is None else read_data(data), samples=samples,
+            runtimes=runtimes or None, recordings=recordings, options=options, progress=talk.progress,
+            results=output, keep_inputs=keep_inputs, force=force,
+        )  # fmt: skip
     if as_json:
         click.echo(json.dumps(verdict.as_json()))
     else:

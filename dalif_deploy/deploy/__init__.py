@@ -4,6 +4,8 @@ from dalif_deploy.certificate import check_certificate
 from dalif_deploy.deploy.data import Data, read_data
 from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
+from dalif_deploy.deploy.rejudging import judge_again
+from dalif_deploy.deploy.results import decide_again
 from dalif_deploy.deploy.running import run
 from dalif_deploy.deploy.saving import capture, load, save
 from dalif_deploy.deploy.verifying import verify
@@ -16,7 +18,9 @@ __all__ = [
     "Model",
     "capture",
     "check_certificate",
+    "decide_again",
     "export",
+    "judge_again",
     "load",
     "open_model",
     "read_data",

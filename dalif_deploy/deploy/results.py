@@ -151,15 +151,26 @@ class ResultsWriter:
 
 @contextmanager
 def writing_results(
-    path: str | Path, *, model: Model, data: Data, keep_inputs: bool = False, force: bool = False
+    path: str | Path,
+    *,
+    model: Model,
+    data: Data,
+    others: Sequence[Path] = (),
+    keep_inputs: bool = False,
+    force: bool = False,
 ) -> Iterator[ResultsWriter]:
     """Around a verification whose results go to `path`; nothing is there unless `finish` was called.
 
-    `keep_inputs`: store the data itself too, so that the spikes can be judged again against the model without it.
+    `others`: files that take part, which it must not be. `keep_inputs`: store the data itself too, so that the spikes
+    can be judged again against the model without it.
     Raises `DalifError`: NO_FOLDER, OUTPUT_EXISTS, OUTPUT_IS_INPUT.
     """
     target = Path(path)
     check_output(target, model=model.path, force=force, data=data.path)
+    if target.exists() and any(other.exists() and target.samefile(other) for other in others):
+        raise DalifError(
+            Code.OUTPUT_IS_INPUT, f"{path}: the output is one of the files that are verified; give another name with -o"
+        )
     try:
         folder = tempfile.TemporaryDirectory(prefix=".dalif-", dir=target.parent)
     except OSError as error:

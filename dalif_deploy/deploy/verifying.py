@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from dalif_deploy.deploy.content import Content, content_of
 from dalif_deploy.deploy.data import Data, Progress
 from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model, precision_of
+from dalif_deploy.deploy.results import ResultsWriter, writing_results
 from dalif_deploy.encoding import InputSpec
 from dalif_deploy.equivalence import (
     Arithmetic,
@@ -28,6 +30,8 @@ from dalif_deploy.equivalence import (
     compare_parameters,
     simulate,
 )
+from dalif_deploy.equivalence.results import FOLDING, MODULE, Form, runtime_key
+from dalif_deploy.equivalence.results import REFERENCE as REFERENCE_KEY
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata
@@ -48,6 +52,7 @@ class _Candidate:
 
     runtime: Runtime
     comparer: Comparer
+    form: Form
     file: Path | None = None
     tensors: tuple[ParameterDifference, ...] = ()
     definition: Runtime | None = None
@@ -85,6 +90,9 @@ def verify(
     recordings: Sequence[str | Path] = (),
     options: LoadOptions | None = None,
     progress: Progress | None = None,
+    results: str | Path | None = None,
+    keep_inputs: bool = False,
+    force: bool = False,
 ) -> Verdict:
     """Compare, spike by spike, everything that runs the model with the training graph in float64.
 
@@ -92,8 +100,10 @@ def verify(
     `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at most so many.
     `runtimes`: names; None takes torch and events on the model, and every installed runtime that reads a file.
     `recordings`: .npz files of runs on the same data elsewhere, for instance on a chip (see `RecordedRuntime`);
-    they are judged as float32 runs of the folded graph.
-    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, OTHER_MODEL.
+    they are judged as float32 runs of the folded graph. `results`: where to store what was compared (see
+    `deploy.results`), with the inputs themselves where `keep_inputs`; `force`: replace an existing file.
+    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, OTHER_MODEL;
+    OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER.
     A divergence is no error: it is in the verdict.
     """
     opened = open_model(model, options or LoadOptions())
@@ -104,52 +114,66 @@ def verify(
     graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is opened
     candidates = _candidates(opened, folded, [Path(file) for file in files], runtimes)
     shapes = {neuron.name: (graph.timesteps, *graph.types[neuron.name].shape) for neuron in graph.neurons}
-    for recorded in map(Path, recordings):
+    for path in map(Path, recordings):
         comparer = Comparer(RecordedRuntime.name, folded, reference=graph)
-        candidates.found.append(_Candidate(RecordedRuntime(recorded, shapes), comparer, recorded))
+        candidates.found.append(_Candidate(RecordedRuntime(path, shapes), comparer, Form(), path))
     folding = Comparer("folding", graph, arithmetic=Arithmetic("float64"))
     module = Comparer("module", graph, arithmetic=Arithmetic(_module_precision(opened))) if opened.captured else None
     fired = {neuron.name: 0 for neuron in graph.neurons}
     steps = dict(fired)
     correct = done = 0
-    for batch in chosen.batches():
-        reference = simulate(graph, batch)
-        known: Known = {}
-        folding.add(batch, reference, simulate(folded, batch), known)
-        if module is not None and opened.captured is not None:
-            module.add(batch, reference, opened.captured.run(graph.input_spec.module_input(batch)), known)
-        labels = None if chosen.labels is None else chosen.labels[done : done + len(batch)]
-        for candidate in candidates.found:
-            recording = candidate.runtime.run(batch)
-            _check_logits(candidate, recording, reference)
-            candidate.comparer.add(batch, reference, recording, known)
-            if candidate.definition is not None:
-                candidate.bits += _differing_bits(recording, candidate.definition.run(batch))
-            candidate.correct += _correct(recording, labels)
-            if recording.operations is not None:
-                candidate.synaptic = (candidate.synaptic or 0) + sum(recording.operations.synaptic.values())
-        correct += _correct(reference, labels)
-        for name, train in reference.spikes.items():
-            fired[name] += train.count()
-            steps[name] += train.neuron_steps
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(chosen.inputs))
-    labelled = chosen.labels is not None
-    return Verdict(
-        samples=done,
-        timesteps=graph.timesteps,
-        reference=REFERENCE,
-        links={"module": module.result() if module else _stored_module(opened), "folding": folding.result()},
-        rates={name: fired[name] / steps[name] for name in fired},
-        gains={
-            neuron.name: Gains(neuron.alpha if neuron.trained_alpha is None else neuron.trained_alpha, neuron.beta)
-            for neuron in graph.neurons
-        },
-        runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
-        accuracy=correct / done if labelled else None,
-        notes=(f"data: {chosen.origin}", *opened.notes, *candidates.notes),
-    )
+    writing: AbstractContextManager[ResultsWriter | None] = nullcontext()
+    if results is not None:
+        inputs = [Path(file) for file in (*files, *recordings)]
+        writing = writing_results(
+            results, model=opened, data=chosen, others=inputs, keep_inputs=keep_inputs, force=force
+        )
+    with writing as writer:
+        for batch in chosen.batches():
+            reference = simulate(graph, batch)
+            known: Known = {}
+            recorded = {REFERENCE_KEY: reference, FOLDING: simulate(folded, batch)}
+            folding.add(batch, reference, recorded[FOLDING], known)
+            if module is not None and opened.captured is not None:
+                recorded[MODULE] = opened.captured.run(graph.input_spec.module_input(batch))
+                module.add(batch, reference, recorded[MODULE], known)
+            labels = None if chosen.labels is None else chosen.labels[done : done + len(batch)]
+            for place, candidate in enumerate(candidates.found):
+                recording = recorded[runtime_key(place)] = candidate.runtime.run(batch)
+                _check_logits(candidate, recording, reference)
+                candidate.comparer.add(batch, reference, recording, known)
+                if candidate.definition is not None:
+                    candidate.bits += _differing_bits(recording, candidate.definition.run(batch))
+                candidate.correct += _correct(recording, labels)
+                if recording.operations is not None:
+                    candidate.synaptic = (candidate.synaptic or 0) + sum(recording.operations.synaptic.values())
+            correct += _correct(reference, labels)
+            for name, train in reference.spikes.items():
+                fired[name] += train.count()
+                steps[name] += train.neuron_steps
+            if writer is not None:
+                writer.add(batch, labels, recorded)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(chosen.inputs))
+        labelled = chosen.labels is not None
+        verdict = Verdict(
+            samples=done,
+            timesteps=graph.timesteps,
+            reference=REFERENCE,
+            links={"module": module.result() if module else _stored_module(opened), "folding": folding.result()},
+            rates={name: fired[name] / steps[name] for name in fired},
+            gains={
+                neuron.name: Gains(neuron.alpha if neuron.trained_alpha is None else neuron.trained_alpha, neuron.beta)
+                for neuron in graph.neurons
+            },
+            runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
+            accuracy=correct / done if labelled else None,
+            notes=(f"data: {chosen.origin}", *opened.notes, *candidates.notes),
+        )
+        if writer is not None:
+            writer.finish(verdict, {runtime_key(i): candidate.form for i, candidate in enumerate(candidates.found)})
+    return verdict
 
 
 def _differing_bits(found: Recording, expected: Recording) -> int:
@@ -211,7 +235,9 @@ def _candidate(
     graph = model.graph if kind.takes == "training" else content.judged
     arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update))
     comparer = Comparer(runtime.name, graph, arithmetic=arithmetic, reference=model.graph)
-    return _Candidate(runtime, comparer, file, tensors, content.definition())
+    runs: Literal["training", "folded"] = "training" if kind.takes == "training" else "folded"
+    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update)
+    return _Candidate(runtime, comparer, form, file, tensors, content.definition())
 
 
 def _add_file(

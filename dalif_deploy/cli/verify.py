@@ -20,6 +20,7 @@ Examples:
   dalif-verify --from results.npz --strict
   dalif-verify model.pt --from chip.npz --data test.npz
   dalif-verify --check-certificate exact.onnx
+  dalif-verify --probe onnxruntime
 """
 
 
@@ -64,13 +65,19 @@ Examples:
     metavar="FILE",
     help="Recompute the certificate of an exact ONNX file from the file alone; needs no MODEL.",
 )
+@click.option(
+    "--probe",
+    "probed",
+    metavar="RUNTIME",
+    help="Whether this runtime is fit for bit-exact use on this machine, and why not; needs no MODEL.",
+)
 @click.option("--strict", is_flag=True, help="Exit 1 if any spike differs, even where rounding explains it.")
 @loading_options
 @output_options
 def command(
     model: Path | None, exported: tuple[Path, ...], data: Path | None, samples: int | None,
     runtimes: tuple[str, ...], recordings: tuple[Path, ...], output: Path | None, keep_inputs: bool, force: bool,
-    certified: Path | None, strict: bool, as_json: bool, quiet: bool, verbose: int, **rest: Any,
+    certified: Path | None, probed: str | None, strict: bool, as_json: bool, quiet: bool, verbose: int, **rest: Any,
 ) -> int:  # fmt: skip
     """Compare EXPORTED files, and the runtimes, with the trained MODEL, spike by spike.
 
@@ -80,10 +87,19 @@ def command(
 
     Exit status: 0 no divergence (rounding included, unless --strict); 1 divergent; 2 unusable input.
     """
-    from dalif_deploy.deploy import check_certificate, decide_again, judge_again, read_data, verify
+    from dalif_deploy.deploy import check_certificate, decide_again, judge_again, probe, read_data, verify
     from dalif_deploy.deploy.results import is_results
-    from dalif_deploy.report.terminal import print_certificate, print_verdict
+    from dalif_deploy.report.terminal import print_certificate, print_probe, print_verdict
 
+    if probed is not None:
+        if model is not None or recordings or certified is not None:
+            raise click.UsageError("--probe takes the name of a runtime alone, without MODEL")
+        result = probe(probed)
+        if as_json:
+            click.echo(json.dumps(result.as_json()))
+        else:
+            print_probe(result)
+        return 0 if result.fit else 1
     if certified is not None:
         if model is not None:
             raise click.UsageError("--check-certificate takes the file alone, without MODEL")

@@ -4,6 +4,7 @@ from dalif_deploy.certificate import check_certificate
 from dalif_deploy.deploy.data import Data, read_data
 from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
+from dalif_deploy.deploy.probing import probe
 from dalif_deploy.deploy.rejudging import judge_again
 from dalif_deploy.deploy.results import decide_again
 from dalif_deploy.deploy.running import run
@@ -23,6 +24,7 @@ __all__ = [
     "judge_again",
     "load",
     "open_model",
+    "probe",
     "read_data",
     "run",
     "save",

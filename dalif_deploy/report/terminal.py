@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dalif_deploy.certificate import CertificateCheck
@@ -14,6 +15,7 @@ from dalif_deploy.deploy.running import RunResult
 from dalif_deploy.deploy.verifying import READ_BACK_ONLY
 from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
 from dalif_deploy.nodes import Array
+from dalif_deploy.runtimes.probe import ProbeResult
 
 SHOWN_ORIGINS = 5
 LINKS = {"module": "module > graph", "folding": "graph > folded"}
@@ -97,6 +99,22 @@ def print_certificate(path: Path, check: CertificateCheck, console: Console | No
         console.print(finding, markup=False, soft_wrap=True)
     word = "holds: every sum is exact" if check.holds else "does not hold"
     console.print(f"{path}: the certificate ({check.precision}) {word}", markup=False, soft_wrap=True)
+
+
+def print_probe(result: ProbeResult, console: Console | None = None) -> None:
+    """What probing a runtime found, on stdout."""
+    console = console or Console(highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("checked", overflow="fold")
+    table.add_column("found", no_wrap=True)
+    table.add_column("how", overflow="fold")
+    for check in result.checks:
+        found = "[green]fit[/]" if check.fit else ("[bold red]not fit[/]" if check.required else "[yellow]not fit[/]")
+        name = check.name if check.required else f"{check.name} (not used)"
+        table.add_row(escape(name), found, escape(check.detail))
+    console.print(f"{result.description}; {result.machine}", markup=False, soft_wrap=True)
+    console.print(table)
+    console.print(result.one_line, style="green" if result.fit else "bold red", markup=False, soft_wrap=True)
 
 
 def print_run(result: RunResult, output: Path | None, console: Console | None = None) -> None:

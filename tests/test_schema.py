@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,9 @@ from dalif_deploy.equivalence import Arithmetic, Comparer, ParameterDifference, 
 from dalif_deploy.equivalence.schema import SCHEMA_VERSION, verdict_schema
 from tests.graphs import GRAPHS
 from tests.results import ANSWERS, DIVERGENT, ROUNDING, recorded_verdict
+from tests.test_packaging import installed
+
+__all__ = ["installed"]  # the fixture, for this module too
 
 
 def through_json(verdict: Verdict) -> dict[str, Any]:
@@ -156,3 +161,15 @@ def test_readers_may_meet_further_keys() -> None:
     changed["later"] = changed["runtimes"][0]["later"] = 1
     assert problems(changed) == []
     assert problems(changed, CLOSED)
+
+
+def test_the_schema_is_installed_with_the_package(installed: Path, tmp_path: Path) -> None:
+    code = (
+        f"import json, sys; sys.path.insert(0, {str(installed)!r})\n"
+        "from dalif_deploy.equivalence import schema\n"
+        f"assert schema.__file__.startswith({str(installed)!r})\n"
+        "print(json.dumps(schema.verdict_schema()))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == verdict_schema()

@@ -366,6 +366,23 @@ def test_an_operator_that_is_off_in_onnxruntime_is_named(monkeypatch: pytest.Mon
         assert "level all, 2 threads" in found.detail, found
 
 
+def test_a_potential_that_is_off_in_onnxruntime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spikes and logits are right, and one potential is not."""
+    real = OnnxRuntime.potentials
+
+    def off(self: OnnxRuntime, batch: NDArray[np.generic]) -> dict[str, NDArray[np.floating]]:
+        found = real(self, batch)
+        found["sn2"].flat[5] = np.nextafter(found["sn2"].flat[5], found["sn2"].dtype.type(9.0))
+        return found
+
+    monkeypatch.setattr(OnnxRuntime, "potentials", off)
+    reasons = probe("onnxruntime").reasons
+    assert [reason.split(" (")[0] for reason in reasons] == [
+        f"a file of precision {precision}: 1 potentials differ from the definition"
+        for precision in ("exact", "exact64")
+    ]
+
+
 def test_settings_are_as_before() -> None:
     before = (torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision(), torch.get_num_threads())
     nnpack = torch._C._get_nnpack_enabled()
@@ -432,6 +449,7 @@ def test_int16_saturation_would_be_seen_at_full_range_and_does_not_occur_below(l
         saturated = np.clip(pairs, -(2**15), 2**15 - 1).sum(axis=1)
         assert (saturated != products.sum(axis=1)).any() == seen
         assert inputs.max() == largest
+        assert (pairs.min(), pairs.max()) == (-2 * largest * 128, 2 * largest * 127)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -217,6 +217,7 @@ def test_the_verdict_follows_again_word_for_word(stored: tuple[Path, Verdict]) -
     path, verdict = stored
     assert verdict.outcome is Outcome.DIVERGENT
     assert [str(runtime.outcome) for runtime in verdict.runtimes] == [EXACT, ROUNDING, DIVERGENT, DIVERGENT]
+    assert verdict.runtimes[3].comparison.prediction_changes > 0
     assert decide_again(path).as_json() == verdict.as_json()
 
 
@@ -632,3 +633,25 @@ def test_arrays_in_fortran_order_are_read(tmp_path: Path) -> None:
         assert archive.header("values").fortran
         np.testing.assert_array_equal(np.concatenate(list(archive.rows("values", 2))), values)
         np.testing.assert_array_equal(archive.read("values"), values)
+
+
+@pytest.mark.parametrize("shape", [(2**40,), (2**40, 0), (3,), (5,), (2, 2), ()])
+def test_an_array_is_as_long_as_its_header_says(shape: tuple[int, ...], tmp_path: Path) -> None:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    out.write(np.zeros(4).tobytes())
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("values.npy", out.getvalue())
+    with Archive(tmp_path / "a.npz") as opened:
+        if shape == (2, 2):
+            assert opened.read("values").shape == shape
+            return
+        refusal(Code.FILE_DAMAGED, lambda: opened.read("values"))
+        refusal(Code.FILE_DAMAGED, lambda: list(opened.rows("values", 2)))
+
+
+def test_rows_of_another_kind_are_a_fault_of_ours(tmp_path: Path) -> None:
+    writer = ArchiveWriter(tmp_path)
+    writer.append("a", np.zeros((2, 3)))
+    for other in (np.zeros((2, 4)), np.zeros((2, 3), np.float32)):
+        refusal(Code.FAULT, lambda other=other: writer.append("a", other))

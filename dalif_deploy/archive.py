@@ -89,6 +89,30 @@ class Header:
     fortran: bool
 
 
+class RowStream:
+    """An array that is read in one direction. `take` reads the next rows: at most `count`, none at the end."""
+
+    def __init__(self, header: Header, take: Callable[[int], NDArray[Any]]) -> None:
+        self.header = header
+        self._take = take
+        self._left = header.shape[0]
+
+    def take(self, count: int) -> NDArray[Any]:
+        """[up to `count`, ...]. Raises `DalifError` (FILE_DAMAGED)."""
+        count = min(count, self._left)
+        self._left -= count
+        return self._take(count) if count else np.empty((0, *self.header.shape[1:]), self.header.dtype)
+
+
+class _Held:
+    def __init__(self, values: NDArray[Any]) -> None:
+        self._values = values
+
+    def take(self, count: int) -> NDArray[Any]:
+        block, self._values = self._values[:count], self._values[count:]
+        return block
+
+
 class Archive:
     """An .npz, open for reading; `path` names it in errors.
 
@@ -129,6 +153,10 @@ class Archive:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """No more can be read."""
         self._zip.close()
         self._file.close()
 
@@ -152,28 +180,34 @@ class Archive:
         return self._opened(name, whole)
 
     def rows(self, name: str, size: int) -> Iterator[NDArray[Any]]:
-        """The array, `size` rows at a time; only one in Fortran's order has to be read whole."""
+        """The array, `size` rows at a time; see `stream`."""
+        stream = self.stream(name)
+        while len(block := stream.take(size)):
+            yield block
+
+    def stream(self, name: str) -> RowStream:
+        """The array, to be read from its first row on; only one in Fortran's order has to be read whole."""
         header = self.header(name)
         if not header.shape:
             raise DalifError(Code.BAD_DATA, f"{self.path}: '{name}' is one number, an array of samples is needed")
         if header.fortran:
-            values = self.read(name)
-            for start in range(0, header.shape[0], size):
-                yield values[start : start + size]
-            return
-        row = math.prod(header.shape[1:])
+            return RowStream(header, _Held(self.read(name)).take)
         with self._reading(name):
             member = self._zip.open(f"{name}.npy")
-        with member:
+            _header(member)
+        row = math.prod(header.shape[1:])
+        left = header.shape[0]
+
+        def take(count: int) -> NDArray[Any]:
+            nonlocal left
             with self._reading(name):
-                _header(member)
-            for start in range(0, header.shape[0], size):
-                count = min(size, header.shape[0] - start)
-                with self._reading(name):
-                    block = self._values(member, header, count * row).reshape(count, *header.shape[1:])
-                yield block
-            with self._reading(name):
-                self._end(name, member)
+                block = self._values(member, header, count * row).reshape(count, *header.shape[1:])
+                left -= count
+                if not left:
+                    self._end(name, member)
+            return block
+
+        return RowStream(header, take)
 
     def _opened(self, name: str, use: Callable[[IO[bytes], Header], T]) -> T:
         member_name = f"{name}.npy"

@@ -45,7 +45,6 @@ lint: .venv/ready-test
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/bench_exact.py
-	$(BIN)/python benchmarks/bench_exact.py
 
 prove: .venv/ready
 	$(BIN)/python benchmarks/prove.py

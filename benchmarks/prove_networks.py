@@ -1,0 +1,95 @@
+"""The paper's networks at full width, each in a process of its own: size, cost, seconds, memory, and verdicts.
+
+    python benchmarks/prove_networks.py                 # all of them, as a table in Markdown
+    python benchmarks/prove_networks.py --one vgg16     # one of them, as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from zoo import ZOO, calibrated
+
+from dalif_deploy import DALIF, Data, export, verify
+
+PASSING = ("exact", "rounding")
+
+
+def measured(name: str) -> dict[str, Any]:
+    """One network: what the table says of it, on one sample at the paper's T."""
+    case = calibrated(name, samples=1)
+    found: dict[str, Any] = {"timesteps": case.timesteps}
+    decays = {id(p) for m in case.network.modules() if isinstance(m, DALIF) for p in m.parameters()}
+    found["parameters"] = sum(p.numel() for p in case.network.parameters() if id(p) not in decays)
+    start = time.perf_counter()
+    model = case.captured()
+    found["capture_seconds"] = time.perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        for to in ("onnx", "nir"):
+            file = Path(folder) / f"{name}.{to}"
+            start = time.perf_counter()
+            export(model, file, to=to, verified=False)
+            found[f"{to}_seconds"] = time.perf_counter() - start
+            found[f"{to}_bytes"] = file.stat().st_size
+        # ru_maxrss is in KiB on Linux: the peak until here is that of calibration, capture and export.
+        found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        files = sorted(Path(folder).glob("*"))
+        verdict = verify(model, *files, data=Data(case.data, None, "seeded"))
+    found["rates"] = [min(verdict.rates.values()), max(verdict.rates.values())]
+    found["vacuous"] = list(verdict.vacuous)
+    found["verdicts"] = {}
+    for runtime in verdict.runtimes:
+        kind = Path(runtime.file).suffix if runtime.file else ""
+        found["verdicts"][runtime.comparison.name + kind] = str(runtime.outcome)
+    return found
+
+
+def rows() -> tuple[list[str], bool]:
+    """The table in Markdown, and whether everything in it passes."""
+    lines = [
+        "| network | T | parameters | firing rates | capture, s | ONNX, s | ONNX, MB | NIR, s | NIR, MB | peak, GiB | "
+        "verdicts |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    holds = True
+    for name in ZOO:
+        run = subprocess.run(
+            [sys.executable, __file__, "--one", name], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout  # fmt: skip
+        found = json.loads(run)
+        holds &= not found["vacuous"] and all(outcome in PASSING for outcome in found["verdicts"].values())
+        low, high = found["rates"]
+        lines.append(
+            f"| {name} | {found['timesteps']} | {found['parameters']:,} | {low:.1%} to {high:.1%} | "
+            f"{found['capture_seconds']:.1f} | {found['onnx_seconds']:.1f} | {found['onnx_bytes'] / 1e6:.1f} | "
+            f"{found['nir_seconds']:.1f} | {found['nir_bytes'] / 1e6:.1f} | {found['peak_gib']:.1f} | "
+            f"{summary(found['verdicts'])} |"
+        )
+    return lines, holds
+
+
+def summary(verdicts: dict[str, str]) -> str:
+    """`exact: torch, events; rounding: norse.nir`, in the order of first appearance."""
+    by_outcome: dict[str, list[str]] = {}
+    for runtime, outcome in verdicts.items():
+        by_outcome.setdefault(outcome, []).append(runtime)
+    return "; ".join(f"{outcome}: {', '.join(runtimes)}" for outcome, runtimes in by_outcome.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", choices=ZOO, help="measure one network and print JSON")
+    name = parser.parse_args().one
+    print(json.dumps(measured(name)) if name else "\n".join(rows()[0]))
+
+
+if __name__ == "__main__":
+    main()

@@ -83,7 +83,7 @@ def main() -> None:
         "## The levels of exactness",
         "",
         "Two trained networks on real held-out digits. L1: spikes that differ between training and folded graph",
-        "in float64. L2: the worst outcome over torch (batch 1 and 16), ONNX Runtime (four levels), events (20",
+        "in float64. L2: the worst outcome over torch (batch 1 and 32), ONNX Runtime (four levels), events (20",
         "random orders on 4 samples, 2 on 64), norse and SpikingJelly. L3: bits of potentials, spikes and logits",
         "that differ over ONNX Runtime (four levels, one and two threads), events in random order and PyTorch, on",
         "64 samples; and samples in which a spike differs from the float64 reference.",

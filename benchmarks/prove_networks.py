@@ -1,7 +1,7 @@
 """The paper's networks at full width, each in a process of its own: size, cost, seconds, memory, and verdicts.
 
-    python benchmarks/prove_networks.py                 # all of them, as a table in Markdown
-    python benchmarks/prove_networks.py --one vgg16     # one of them, as JSON
+python benchmarks/prove_networks.py                 # all of them, as a table in Markdown
+python benchmarks/prove_networks.py --one vgg16     # one of them, as JSON
 """
 
 from __future__ import annotations

@@ -228,6 +228,11 @@ class StateVariable:
     initial: float = 0.0
 
 
+_NEURON_ARRAYS = (
+    "alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale", "norm_gain", "norm_mean", "norm_bias",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Neuron(Node):
     """A dual adaptive leaky integrate-and-fire neuron (DA-LIF paper, eq. 2 and 9).
@@ -243,6 +248,13 @@ class Neuron(Node):
     are None where the graph does not come from a trainable neuron. Folding makes `alpha` 1 and keeps
     the trained value in `trained_alpha`; `potential_scale` turns this node's potential into the
     trained model's units: V_trained = potential_scale * V.
+
+    A neuron may normalise its potential before it compares it, and keep V as it is:
+
+        S[t] = norm_gain * (V[t] - norm_mean) + norm_bias >= v_threshold
+
+    (Guo et al., Membrane Potential Batch Normalization for Spiking Neural Networks, ICCV 2023.) Folding moves
+    this into the threshold; a reset by subtraction is not defined beside it.
     """
 
     alpha: Array
@@ -258,13 +270,23 @@ class Neuron(Node):
     raw_alpha: Array | None = None
     raw_beta: Array | None = None
     activation: str | None = None
+    norm_gain: Array = field(default_factory=lambda: frozen(1.0))
+    norm_mean: Array = field(default_factory=lambda: frozen(0.0))
+    norm_bias: Array = field(default_factory=lambda: frozen(0.0))
+
+    @property
+    def normalised(self) -> bool:
+        """Whether something else than the potential itself is compared with the threshold."""
+        return bool(np.any(self.norm_gain != 1.0) or np.any(self.norm_mean) or np.any(self.norm_bias))
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         if self.reset not in ("hard", "subtract") or self.fires_at not in ("ge", "gt"):
             raise self._refuse(f"unknown rule: reset {self.reset!r}, fires_at {self.fires_at!r}")
         if not self.state or not all(math.isfinite(variable.initial) for variable in self.state):
             raise self._refuse("needs at least one state variable, each with a finite initial value")
-        for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale"):
+        if self.normalised and self.reset != "hard":
+            raise self._refuse("normalises its potential before the comparison; only a hard reset is defined beside it")
+        for key in _NEURON_ARRAYS:
             _broadcasts(self, key, getattr(self, key), inputs[0].shape)
         return TensorType(inputs[0].shape, True, "spike", 1)
 
@@ -366,6 +388,24 @@ class Add(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Concat(Node):
+    """All inputs one behind the other along the first feature axis, the channels; the other axes are the same."""
+
+    arity: ClassVar[int | None] = None
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        if len({x.shape[1:] for x in inputs}) != 1:
+            raise self._refuse(f"inputs that differ beyond the channels: {', '.join(str(x.shape) for x in inputs)}")
+        shape = (sum(x.shape[0] for x in inputs), *inputs[0].shape[1:])
+        temporal = any(x.temporal for x in inputs) or any(edge.delay for edge in self.inputs)
+        maxima = [x.maximum for x in inputs]
+        if None in maxima:
+            return TensorType(shape, temporal)
+        most = max(m for m in maxima if m is not None)
+        return TensorType(shape, temporal, "spike" if all(x.kind == "spike" for x in inputs) else "count", most)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Readout(Node):
     """Reduces the timesteps: "mean", "sum", "last" or "max". Its output has no time any more."""
 
@@ -395,7 +435,8 @@ def _broadcasts(node: Node, key: str, value: Array, shape: tuple[int, ...]) -> N
 KINDS: Mapping[str, type[Node]] = {
     kind.__name__: kind
     for kind in (
-        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Readout,
+        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Concat,
+        Readout,
     )
 }  # fmt: skip
 """Every node kind by name, for files that store a graph."""

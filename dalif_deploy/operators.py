@@ -22,6 +22,7 @@ from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Linear,
@@ -156,6 +157,10 @@ def _add(node: Add, inputs: Sequence[Values], magnitude: bool) -> Values:
     return total
 
 
+def _concat(node: Concat, inputs: Sequence[Values], magnitude: bool) -> Values:
+    return np.concatenate(inputs, axis=1)
+
+
 _OPERATORS: Mapping[type[Node], Callable[[Any, Sequence[Values], bool], Values]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -166,6 +171,7 @@ _OPERATORS: Mapping[type[Node], Callable[[Any, Sequence[Values], bool], Values]]
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }
 
 

@@ -318,6 +318,11 @@ def _neuron(node: Neuron, shape: tuple[int, ...], dialect: Dialect) -> nir.NIRNo
         raise DalifError(
             Code.BAD_GRAPH, f"node '{node.name}' (Neuron): alpha is not 1; only a folded graph can be exported"
         )
+    if node.normalised:
+        raise DalifError(
+            Code.BAD_GRAPH,
+            f"node '{node.name}' (Neuron): normalises its potential; only a folded graph can be exported",
+        )
     if node.reset != "hard":
         raise _cannot_hold(node, f"its reset is {node.reset!r}, and NIR's goes to v_reset (a hard reset)")
     if np.any(node.leak_target):

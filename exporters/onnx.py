@@ -135,8 +135,11 @@ def _check_options(opset: int, outputs: str, precision: str, lattices: Mapping[s
 
 def _check_folded(graph: SpikingGraph) -> None:
     for node in graph.nodes:
-        if isinstance(node, BatchNorm) or (isinstance(node, Neuron) and (node.alpha != 1.0).any()):
+        unfolded = isinstance(node, Neuron) and ((node.alpha != 1.0).any() or node.normalised)
+        if isinstance(node, BatchNorm) or unfolded:
             what = "is still there" if isinstance(node, BatchNorm) else "alpha is not 1"
+            if isinstance(node, Neuron) and node.normalised:
+                what = "its potential is normalised before the comparison"
             raise DalifError(
                 Code.BAD_GRAPH,
                 f"node '{node.name}' ({type(node).__name__}): {what}; the ONNX exporter takes a folded graph: "

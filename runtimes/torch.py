@@ -22,6 +22,7 @@ from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Input,
@@ -148,7 +149,10 @@ class TorchRuntime:
         if self._watch is not None:
             self._watch(neuron.name, potential.numpy())
         threshold = p["v_threshold"]
-        fired = potential >= threshold if neuron.fires_at == "ge" else potential > threshold
+        compared = potential
+        if neuron.normalised:
+            compared = p["norm_gain"] * (potential - p["norm_mean"]) + p["norm_bias"]
+        fired = compared >= threshold if neuron.fires_at == "ge" else compared > threshold
         after = p["v_reset"] if neuron.reset == "hard" else potential - threshold
         return fired.to(self._dtype), torch.where(fired, after, potential), fired.numpy()
 
@@ -170,10 +174,11 @@ class TorchRuntime:
 
 def _require_unit_alpha(graph: SpikingGraph) -> None:
     for neuron in graph.neurons:
-        if (neuron.alpha != 1.0).any():
+        if (neuron.alpha != 1.0).any() or neuron.normalised:
+            what = "normalises its potential" if neuron.normalised else "has an alpha that is not folded"
             raise DalifError(
                 Code.BAD_GRAPH,
-                f"node '{neuron.name}' (Neuron): has an alpha that is not folded; exact arithmetic takes a snapped "
+                f"node '{neuron.name}' (Neuron): {what}; exact arithmetic takes a snapped "
                 "graph (dalif_deploy.passes.snap)",
             )
 
@@ -236,6 +241,10 @@ def _add(node: Add, p: Parameters, inputs: Sequence[torch.Tensor]) -> torch.Tens
     return total
 
 
+def _concat(node: Concat, p: Parameters, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tuple(inputs), dim=1)
+
+
 _OPERATORS: Mapping[type[Node], Callable[[Any, Parameters, Sequence[torch.Tensor]], torch.Tensor]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -246,4 +255,5 @@ _OPERATORS: Mapping[type[Node], Callable[[Any, Parameters, Sequence[torch.Tensor
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }

@@ -138,7 +138,7 @@ class _Judging:
     def __call__(self, step: NeuronStep) -> None:
         assert step.bound is not None
         fired = self.spikes[step.neuron.name].step(step.t)
-        margin = step.potential - step.neuron.v_threshold
+        margin = step.compared - step.neuron.v_threshold
         distance = np.abs(margin)
         bound = self.share * step.bound
         for place in map(tuple, np.argwhere(fired != step.fires)):
@@ -163,7 +163,7 @@ class _Judging:
             t=step.t,
             index=tuple(int(i) for i in place[1:]),
             fired=bool(fired[place]),
-            potential=unit * float(step.potential[place]),
+            potential=unit * float(step.compared[place]),
             threshold=unit * float(np.broadcast_to(neuron.v_threshold, margin.shape)[place]),
             margin=unit * float(margin[place]),
             bound=abs(unit) * float(bound[place]),

@@ -36,9 +36,9 @@ from dalif_deploy.recording import Recording, SpikeTrain
 class NeuronStep:
     """One neuron layer at one timestep, in the graph's own units; arrays are float64 [batch, *shape].
 
-    `current`: X[t], the input. `potential`: V[t] before the reset. `fires`: whether V reaches the threshold,
-    bool. `held`: H[t], after the reset. Where bounds were asked for: `current_error` bounds how far a float32
-    evaluation of X can lie from it, `bound` how far one of V - v_th can lie from the exact margin; infinite
+    `current`: X[t], the input. `potential`: V[t] before the reset. `compared`: what is compared with
+    the threshold, V itself unless the neuron normalises it. `fires`: whether that reaches the threshold, bool. `held`: H[t], after the reset. Where bounds were asked for: `current_error` bounds how far a float32
+    evaluation of X can lie from it, `bound` how far one of `compared` - v_th can lie from the exact margin; infinite
     where a node kind has no derived bound, and then `proved` is False.
     """
 
@@ -46,6 +46,7 @@ class NeuronStep:
     t: int
     current: Values
     potential: Array
+    compared: Array
     fires: NDArray[np.bool_]
     held: Values
     current_error: Values | None = None
@@ -210,7 +211,10 @@ class _Replay:
             before = np.full(current.shape, node.state[0].initial)
         leak = node.beta * (before - node.leak_target) + node.leak_target
         potential = leak + node.alpha * current
-        fires = potential >= node.v_threshold if node.fires_at == "ge" else potential > node.v_threshold
+        compared = potential
+        if node.normalised:
+            compared = node.norm_gain * (potential - node.norm_mean) + node.norm_bias
+        fires = compared >= node.v_threshold if node.fires_at == "ge" else compared > node.v_threshold
         spikes = fires if self.history is None else self.history[node.name].step(t)
         if node.reset == "hard":
             held: Values = np.where(spikes, node.v_reset, potential)
@@ -226,6 +230,6 @@ class _Replay:
             with np.errstate(invalid="ignore", over="ignore"):
                 error = unbounded_where_undefined(membrane.integrate(before, current, input_error, potential))
             membrane.reset(spikes, error, held)
-            bound = error + membrane.threshold_error
-        self.visit(NeuronStep(node, t, current, potential, fires, held, source.error, bound, source.proved))
+            bound = membrane.compared(potential, error) + membrane.threshold_error
+        self.visit(NeuronStep(node, t, current, potential, compared, fires, held, source.error, bound, source.proved))
         return spikes.astype(np.float64)

@@ -24,6 +24,7 @@ from dalif_deploy.nodes import (
     Array,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Linear,
@@ -98,6 +99,8 @@ def snapped_error(
         half = half.reshape(half.shape + (1,) * (value.ndim - 2 if half.ndim else 0))
         reach = np.abs(x) if isinstance(node, Scale) else _summed_inputs(node, np.abs(x))
         return np.asarray(total + half * (reach + 1.0) * (1.0 + U))
+    if isinstance(node, Concat):
+        return np.concatenate(errors, axis=1)
     for error in errors:
         if isinstance(node, Add):
             total = total + error
@@ -231,6 +234,13 @@ def _add(
     return np.asarray(total + gamma(float(len(inputs) - 1)) * size)
 
 
+def _concat(
+    node: Concat, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """Nothing is computed: every channel has the error that it had."""
+    return np.concatenate(errors, axis=1)
+
+
 _Rule = Callable[[Any, Sequence[Values], Sequence[Values], Sequence[TensorType], Values], Values]
 _RULES: Mapping[type[Node], _Rule] = {
     Conv2d: _weighted,
@@ -242,4 +252,5 @@ _RULES: Mapping[type[Node], _Rule] = {
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }

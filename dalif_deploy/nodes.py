@@ -112,7 +112,7 @@ class Zeros(Node):
     arity: ClassVar[int | None] = 0
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
-        return TensorType(self.shape, False)
+        return TensorType(self.shape, False, "count", 0)
 
 
 def _weighted(inputs: Sequence[TensorType], shape: tuple[int, ...]) -> TensorType:
@@ -401,8 +401,8 @@ class Concat(Node):
         maxima = [x.maximum for x in inputs]
         if None in maxima:
             return TensorType(shape, temporal)
-        most = max(m for m in maxima if m is not None)
-        return TensorType(shape, temporal, "spike" if all(x.kind == "spike" for x in inputs) else "count", most)
+        most = max(m for m in maxima if m is not None)  # 0 for zeros, which are no spikes but may stand beside them
+        return TensorType(shape, temporal, "spike" if most == 1 else "count", most)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

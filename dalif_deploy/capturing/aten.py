@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capturing import arithmetic, layers, shapes
+from dalif_deploy.capturing import arithmetic, joins, layers, shapes
 from dalif_deploy.capturing.call import Call, Handler
 from dalif_deploy.capturing.neurons import registration
 from dalif_deploy.capturing.record import Recorder
@@ -114,6 +114,7 @@ _UNTIMED: dict[str, Handler] = {
     **dict.fromkeys(("expand", "repeat"), shapes.copies),
     "stack": shapes.stack,
     "cat": shapes.cat,
+    "constant_pad_nd": joins.pad,
     **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "neg", "maximum"), arithmetic.arithmetic),
 }
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dalif_deploy.capturing.neurons import NeuronParameters, fit
+from dalif_deploy.capturing.normalisation import with_normalisation
 from dalif_deploy.capturing.rollback import Rolled
 from dalif_deploy.capturing.values import Const, Op
 from dalif_deploy.encoding import Encoding
@@ -19,6 +20,7 @@ from dalif_deploy.nodes import (
     Array,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Edge,
     Flatten,
@@ -32,6 +34,7 @@ from dalif_deploy.nodes import (
     Scale,
     SumPool2d,
     TensorKind,
+    Zeros,
     frozen,
 )
 
@@ -47,6 +50,8 @@ _SUFFIXES = {
     "avg_pool": "avgpool",
     "max_pool": "maxpool",
     "sum_pool": "sumpool",
+    "concat": "concat",
+    "zeros": "zeros",
 }
 
 
@@ -185,7 +190,7 @@ class _Lowering:
         values: dict[str, Any] = {
             key: fit(name, key, getattr(p, key), op.shape) for key in ("alpha", "beta", "v_threshold", "v_reset")
         }
-        return Neuron(
+        neuron = Neuron(
             name=name,
             inputs=edges,
             reset=p.reset,
@@ -195,6 +200,12 @@ class _Lowering:
             activation=p.activation,
             **values,
         )
+        if p.norm is None:
+            return neuron
+        before, neuron = with_normalisation(neuron, p.norm, p.norm_of, op.shape, self.fresh(f"{name}.norm"))
+        if before is not None:
+            self.nodes.append(before)
+        return neuron
 
 
 def _count_readers(rolled: Rolled) -> dict[int, int]:
@@ -294,6 +305,14 @@ def _flatten(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
     return Flatten(name=name, inputs=edges)
 
 
+def _concat(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
+    return Concat(name=name, inputs=edges)
+
+
+def _zeros(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
+    return Zeros(name=name, shape=op.shape)
+
+
 def _array(const: Const | None) -> Array:
     assert const is not None
     return const.array()
@@ -307,4 +326,6 @@ _LAYERS: Mapping[str, Callable[[Op, str, tuple[Edge, ...]], Node]] = {
     "max_pool": _max_pool,
     "sum_pool": _sum_pool,
     "reshape": _flatten,
+    "concat": _concat,
+    "zeros": _zeros,
 }

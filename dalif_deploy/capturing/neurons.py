@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
+from dalif_deploy.capturing.normalisation import Normalisation, NormOf
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import Array, ResetRule, ThresholdRule, frozen
 
@@ -29,6 +30,9 @@ class NeuronParameters:
     `raw_alpha`, `raw_beta` and `activation` say what alpha and beta were computed from, where that is known.
     `membrane` names the module's attribute that holds the potential after the reset; with it, the proof of a
     capture compares potentials too, and a leak that is slightly wrong is found even where it changes no spike.
+    `norm`: a torch BatchNorm that is part of the neuron, and `norm_of` what it normalises: "input",
+    V = beta H + alpha norm(X); "potential", V = norm(beta H + alpha X), compared and carried on; or "comparison",
+    where V is carried on and norm(V) compared with the threshold.
     Raises `DalifError` (BAD_OPTION, NOT_FINITE).
     """
 
@@ -42,6 +46,8 @@ class NeuronParameters:
     raw_beta: Any = None
     activation: str | None = None
     membrane: str | None = None
+    norm: Any = None
+    norm_of: NormOf = "comparison"
 
     def __post_init__(self) -> None:
         for key in ("alpha", "beta", "v_threshold", "v_reset", "raw_alpha", "raw_beta"):
@@ -49,6 +55,13 @@ class NeuronParameters:
             if value is None and key.startswith("raw_"):
                 continue
             object.__setattr__(self, key, _numbers(key, value))
+        if self.norm_of not in get_args(NormOf):
+            raise DalifError(
+                Code.BAD_OPTION,
+                f"NeuronParameters: norm_of={self.norm_of!r}; give 'input', 'potential' or 'comparison'",
+            )
+        if self.norm is not None and not isinstance(self.norm, Normalisation):
+            object.__setattr__(self, "norm", Normalisation.of(self.norm))
         if self.reset not in get_args(ResetRule):
             raise DalifError(Code.BAD_OPTION, f"NeuronParameters: reset={self.reset!r}; give 'hard' or 'subtract'")
         if self.fires_at not in get_args(ThresholdRule):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dalif_deploy.capturing import joins
 from dalif_deploy.capturing.call import Call, Result, reshaped, second
 from dalif_deploy.capturing.values import Val
 from dalif_deploy.errors import Code
@@ -77,6 +78,8 @@ def take_slice(call: Call) -> Result:
         return Val(val.nodes[slice(call.arg(2, "start"), call.arg(3, "end"), step)], dim)
     if call.out.shape == call.args[0].shape:
         return val
+    if (every := joins.every(call, dim)) is not None:
+        return every
     raise call.refuse("takes a slice of a feature map or of the batch; only timesteps can be selected")
 
 
@@ -148,7 +151,7 @@ def cat(call: Call) -> Result:
     vals = [call.recorder.val(tensor) for tensor in call.args[0]]
     dim = call.arg(1, "dim", 0) % call.out.ndim
     if any(val is None or val.d != dim for val in vals):
-        raise call.refuse("joins feature maps or batches; only timesteps can be joined")
+        return joins.channels(call, dim)
     return Val(tuple(node for val in vals if val is not None for node in val.nodes), dim)
 
 

@@ -233,10 +233,10 @@ def _candidate(
     tensors: tuple[ParameterDifference, ...] = (),
 ) -> _Candidate:  # fmt: skip
     graph = model.graph if kind.takes == "training" else content.judged
-    arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update))
+    arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update, pools=kind.pools))
     comparer = Comparer(runtime.name, graph, arithmetic=arithmetic, reference=model.graph)
     runs: Literal["training", "folded"] = "training" if kind.takes == "training" else "folded"
-    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update)
+    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update, arithmetic.pools)
     return _Candidate(runtime, comparer, form, file, tensors, content.definition())
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import U64, Update
 from dalif_deploy.equivalence.replay import NeuronStep, replay
-from dalif_deploy.equivalence.rounding import Grids, U
+from dalif_deploy.equivalence.rounding import Grids, Pools, U
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.recording import SpikeTrain
 
@@ -35,11 +35,13 @@ of folding. The excess over 1 for float32 is the replay's own rounding."""
 @dataclass(frozen=True)
 class Arithmetic:
     """How a candidate computes: in which precision, by which membrane formula (see `membrane`), and, where its
-    weights were snapped so that its sums are exact, on which grids; `precision` is then its membrane's."""
+    weights were snapped so that its sums are exact, on which grids; `precision` is then its membrane's. `pools`:
+    whether it computes sum pools as sums, or as means times the size of the window (see `rounding`)."""
 
     precision: Precision = "float32"
     update: Update = "sum"
     grids: Grids | None = None
+    pools: Pools = "sum"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def judge(
 
     replay(
         graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids, unit=unit,
-        answer=answer,
+        pools=arithmetic.pools, answer=answer,
     )  # fmt: skip
     return Judgement(
         tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest, *answers[0]

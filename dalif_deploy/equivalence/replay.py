@@ -19,6 +19,7 @@ from dalif_deploy.equivalence.membrane import MembraneError, Update
 from dalif_deploy.equivalence.rounding import (
     TINY,
     Grids,
+    Pools,
     U,
     gamma,
     node_error,
@@ -67,6 +68,7 @@ def replay(
     update: Update | None = None,
     grids: Grids | None = None,
     unit: float = U,
+    pools: Pools = "sum",
     answer: Answer | None = None,
 ) -> Array:
     """Run `graph` in float64 and show every layer at every timestep to `visit`; returns the logits.
@@ -74,10 +76,10 @@ def replay(
     `batch`: data as for any runtime. `history`: the spikes to follow, by layer; None follows the graph's
     own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
     `grids`: of a runtime whose weights were snapped onto them, so that its sums are exact. `unit`: the unit
-    roundoff of its membrane. `answer`: shown the logits and, with `update`, the bound on their error.
+    roundoff of its membrane. `pools`: how it computes sum pools. `answer`: shown the logits and, with `update`, the bound on their error.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    run = _Replay(graph, batch, visit, history, update, grids, unit)
+    run = _Replay(graph, batch, visit, history, update, grids, unit, pools)
     logits = run.run()
     if answer is not None:
         answer(logits, run.values[graph.output].error)
@@ -110,6 +112,7 @@ class _Replay:
         update: Update | None,
         grids: Grids | None,
         unit: float,
+        pools: Pools,
     ) -> None:
         for neuron in graph.neurons:
             names = [variable.name for variable in neuron.state]
@@ -128,6 +131,7 @@ class _Replay:
         self.bounded = update is not None
         self.grids = grids
         self.unit = unit
+        self.pools: Pools = pools
         self.values: dict[str, _Tracked] = {}
         self.past: dict[str, list[_Tracked]] = {
             edge.source: [] for node in graph.nodes for edge in node.inputs if edge.delay
@@ -170,7 +174,7 @@ class _Replay:
         inputs = [source.value for source in sources]
         if self.grids is not None:
             return _Tracked(value, snapped_error(node, inputs, errors, value, self.grids))
-        error = node_error(node, inputs, errors, types, value)
+        error = node_error(node, inputs, errors, types, value, self.pools)
         proved = error is not None and all(source.proved for source in sources)
         return _Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
 

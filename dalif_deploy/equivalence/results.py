@@ -48,17 +48,18 @@ class Form:
     """How a candidate computes, without its weights: enough to bound its rounding again from the model.
 
     `graph`: whether it runs the training graph or the folded one. `content`: of a file, "float32", "exact" or
-    "exact64". `precision`, `update`: as in `Arithmetic`.
+    "exact64". `precision`, `update`, `pools`: as in `Arithmetic`.
     """
 
     graph: Literal["training", "folded"] = "folded"
     content: Literal["float32", "exact", "exact64"] = "float32"
     precision: Precision = "float32"
     update: Update = "sum"
+    pools: Pools = "sum"
 
     def arithmetic(self, grids: Grids | None = None) -> Arithmetic:
         """`grids`: of snapped content."""
-        return Arithmetic(self.precision, self.update, grids)
+        return Arithmetic(self.precision, self.update, grids, self.pools)
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Form:
@@ -66,7 +67,7 @@ class Form:
         form = cls(**stored)
         known = {
             "graph": ("training", "folded"), "content": ("float32", "exact", "exact64"),
-            "precision": ("float32", "float64"), "update": ("sum", "decay"),
+            "precision": ("float32", "float64"), "update": ("sum", "decay"), "pools": ("sum", "mean"),
         }  # fmt: skip
         for key, values in known.items():
             if getattr(form, key) not in values:

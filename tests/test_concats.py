@@ -82,7 +82,9 @@ def test_what_is_read_twice_is_selected_rather_than_changed() -> None:
     build.add(Zeros(name="zeros", shape=(CHANNELS, 4, 4)))
     conv = build.square("conv", "input")
     first = both(build, conv, "zeros", Edge("input", 1), name="first")
-    second = both(build, Edge(first, 1), conv, build.scale("own", "input"), build.square("conv2", "input"), name="second")
+    second = both(
+        build, Edge(first, 1), conv, build.scale("own", "input"), build.square("conv2", "input"), name="second"
+    )
     a = build.neuron("a", first, alpha=0.5, beta=0.5)
     b = build.neuron("b", second, alpha=-0.5, beta=0.5)
     x = build.conv("read", both(build, a, b, name="third"), (9 * CHANNELS, CHANNELS))

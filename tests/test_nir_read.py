@@ -313,7 +313,7 @@ def test_neurons_that_are_not_canonical(good: Path, key: str, value: float) -> N
 
 def test_a_lif_that_does_not_leak_is_not_canonical(good: Path) -> None:
     with h5py.File(good, "r+") as file:
-        file["node/nodes/sn1/tau"][0] = 1e300
+        file["node/nodes/sn1/tau"][...] = 1e300
     assert "does not leak" in refused(good, Code.FILE_DAMAGED)
 
 

@@ -1,8 +1,8 @@
 """A BatchNorm that is part of a neuron module: of its input, of its potential, or of what it compares.
 
-    "input"        V = beta H + alpha BN(X)
-    "potential"    V = BN(beta H + alpha X), which is compared and carried on
-    "comparison"   V = beta H + alpha X is carried on; BN(V) is compared with the threshold
+"input"        V = beta H + alpha BN(X)
+"potential"    V = BN(beta H + alpha X), which is compared and carried on
+"comparison"   V = beta H + alpha X is carried on; BN(V) is compared with the threshold
 """
 
 from __future__ import annotations

@@ -337,6 +337,15 @@ class AvgPool2d(Pool2d):
 
     count_include_pad: bool = True
 
+    def divisors(self, size: Sequence[int]) -> Array:
+        """How many places each window over a map of `size` divides by, (rows, columns): torch's rule."""
+        counts = []
+        for count, n, k, s, p in zip(self.windows(size), size, self.kernel, self.stride, self.padding, strict=True):
+            start = np.arange(count) * s - p
+            end = np.minimum(start + k, n + p)
+            counts.append((end - start) if self.count_include_pad else np.minimum(end, n) - np.maximum(start, 0))
+        return frozen(np.outer(counts[0], counts[1]))
+
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         return _weighted(inputs, self._map(inputs[0].shape))
 

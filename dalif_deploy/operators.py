@@ -127,12 +127,7 @@ def _sum_pool(node: SumPool2d, inputs: Sequence[Values], magnitude: bool) -> Val
 
 def average_divisors(node: AvgPool2d, size: Sequence[int]) -> NDArray[np.float64]:
     """How many places each window divides by, [rows, columns]: torch's count_include_pad rule."""
-    counts = []
-    for count, n, k, s, p in zip(node.windows(size), size, node.kernel, node.stride, node.padding, strict=True):
-        start = np.arange(count) * s - p
-        end = np.minimum(start + k, n + p)
-        counts.append((end - start) if node.count_include_pad else np.minimum(end, n) - np.maximum(start, 0))
-    return np.outer(counts[0], counts[1]).astype(np.float64)
+    return node.divisors(size)
 
 
 def _avg_pool(node: AvgPool2d, inputs: Sequence[Values], magnitude: bool) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import h5py  # type: ignore[import-untyped]
@@ -56,6 +57,17 @@ def _check_kind(path: Path) -> None:
         raise DalifError(Code.FOREIGN_FILE, f"{path}: an HDF5 file, but no NIR graph is in it")
 
 
+def _maxima(path: Path, metadata: FileMetadata) -> list[str]:
+    """The neurons that are no layers of the network, but part of a maximum of spikes."""
+    try:
+        names = json.loads(metadata.extra.get("maxima", "[]"))
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: its metadata has an entry 'maxima' that is no list of names")
+    return names
+
+
 def _check_layers(path: Path, graph: nir.NIRGraph, metadata: FileMetadata) -> None:
     """The metadata's neuron layers are the file's, of the same shapes, and its input likewise."""
     stored = {
@@ -63,6 +75,11 @@ def _check_layers(path: Path, graph: nir.NIRGraph, metadata: FileMetadata) -> No
         for name, node in graph.nodes.items()
         if isinstance(node, nir.LIF | nir.IF)
     }
+    for name in _maxima(path, metadata):
+        if stored.pop(name, None) is None or name in {layer.name for layer in metadata.layers}:
+            raise DalifError(
+                Code.FILE_DAMAGED, f"{path}: its metadata says that node '{name}' is a maximum, which it is not"
+            )
     listed = {layer.name: tuple(layer.shape) for layer in metadata.layers}
     for name in sorted(stored.keys() | listed.keys()):
         if stored.get(name) != listed.get(name):

@@ -19,7 +19,8 @@ The canonical form, for V[t] = beta H[t-1] + X[t]:
   by a sum and a neuron (see `nir_pools`), a concatenation by layers on its parts (see `dalif_deploy.concats`).
 - Node names are the graph's; names with a suffix (".copy", ".sum", ".count") are added where the above needs them.
 - The graph's metadata is `FileMetadata` with dt and the dialect's name. The threshold rule is in there: NIR's
-  own text says v > v_threshold, the paper V >= v_th, and what happens at V = v_th is up to each reader.
+  own text says v > v_threshold, the paper V >= v_th, and what happens at V = v_th is up to each reader. Neurons that
+  are part of a maximum and no layers of the network are listed under "maxima".
 
 A dialect differs in the numbers of neurons only: thresholds that make its reader fire at V = v_th as the network
 does and, where the reader needs it, another r and a LIF in an IF's place (see `nir_neurons`). What the reader would
@@ -28,6 +29,7 @@ not take as it is meant is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -89,7 +91,7 @@ def to_nir(
     writer = _Writer(graph, chosen)
     for node in graph.nodes:
         writer.write(node)
-    strings = _metadata(graph, dialect, metadata or {})
+    strings = _metadata(graph, dialect, writer.maxima, metadata or {})
     try:
         written = nir.NIRGraph(nodes=writer.nodes, edges=writer.edges, metadata=strings)
     except (ValueError, AssertionError) as error:
@@ -121,8 +123,9 @@ def parameters(graph: nir.NIRGraph) -> dict[str, NDArray[np.generic]]:
     return found
 
 
-def _metadata(graph: SpikingGraph, dialect: str, extra: Mapping[str, str]) -> dict[str, str]:
-    own = FileMetadata.of(graph, dt=repr(DT), dialect=dialect).to_strings()
+def _metadata(graph: SpikingGraph, dialect: str, maxima: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
+    also = {"maxima": json.dumps(maxima)} if maxima else {}
+    own = FileMetadata.of(graph, dt=repr(DT), dialect=dialect, **also).to_strings()
     for key in extra:
         if key in own or "/" in key or not key:
             raise DalifError(Code.BAD_OPTION, f"metadata key {key!r}: taken, empty or with a '/'")
@@ -140,6 +143,8 @@ class _Writer:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By graph node: the NIR nodes whose outputs add up to its output."""
+    maxima: list[str] = field(default_factory=list)
+    """The neurons that are no layers of the network, but part of a maximum of spikes."""
 
     def write(self, node: Node) -> None:
         for edge in node.inputs:
@@ -177,6 +182,7 @@ class _Writer:
         self._emit(count.name, _pool(count, before), inputs, shape, before)
         self._emit(node.name, _neuron(any_of(node, count.name), shape, self.dialect), [count.name], shape, shape)
         self.sources[node.name] = (node.name,)
+        self.maxima.append(node.name)
 
     def _emit(
         self, name: str, node: nir.NIRNode, inputs: Sequence[str], shape: tuple[int, ...],

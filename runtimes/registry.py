@@ -37,8 +37,13 @@ class RuntimeKind:
 
 
 def _built_in(
-    name: str, takes: Takes, module: str, cls: str, update: Literal["sum", "decay"] = "sum",
-    pools: Literal["sum", "mean"] = "sum", **options: Any,
+    name: str,
+    takes: Takes,
+    module: str,
+    cls: str,
+    update: Literal["sum", "decay"] = "sum",
+    pools: Literal["sum", "mean"] = "sum",
+    **options: Any,
 ) -> RuntimeKind:
     # Imported when it is opened: torch and the simulators take seconds, and may not be installed.
     path = f"dalif_deploy.runtimes.{module}"

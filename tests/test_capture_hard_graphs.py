@@ -1,9 +1,9 @@
 """Capture of what residual and densely connected networks are written with: joined channels, shortcuts to more
-channels, pools of every kind, and neurons with a BatchNorm inside. Each is proved on the module itself, and exported."""
+channels, pools of every kind, and neurons with a BatchNorm inside. Each is proved on the module itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,9 @@ BATCH = np.random.default_rng(50).uniform(0, 1, (6, 3, 8, 8)).astype(np.float32)
 class Around(nn.Module):
     """conv - BN - neuron, then the middle that a test is about, then neuron - flatten - linear."""
 
-    def __init__(self, middle: Callable[[torch.Tensor], torch.Tensor] | nn.Module, *, last: nn.Module | None = None):
+    def __init__(
+        self, middle: Callable[[torch.Tensor], torch.Tensor] | nn.Module, *, last: nn.Module | None = None
+    ) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.conv, self.bn, self.sn = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), DALIF(beta_init=0.6)
@@ -161,13 +163,12 @@ class Normalising(nn.Module):
 
 
 @pytest.fixture(autouse=True)
-def _own_readers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_readers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neurons, "_READERS", dict(neurons._READERS))
     register_neuron(
         Normalising,
         lambda m: NeuronParameters(alpha=m.alpha, beta=m.beta, norm=m.bn, norm_of=m.where, membrane="mem"),
     )
-    yield
 
 
 @pytest.mark.parametrize("gammas", [(0.5, 0.7, 0.9, 1.1), (0.8, -0.6, 0.0, -1.0)])

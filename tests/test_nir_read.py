@@ -19,7 +19,6 @@ from dalif_deploy.exporters.nir import to_nir
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nodes import Conv2d, Edge, Flatten, MaxPool2d, Neuron, Scale, frozen
 from dalif_deploy.passes import fold
-from dalif_deploy.dialects import DIALECTS
 from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build, Case, calibrated
 from tests.nir_graphs import NETWORKS, affine_chain, changed, one_layer, padded_pool, three_branches, write
 
@@ -375,7 +374,7 @@ def maximum(**options: Any) -> Case:
     return fold(calibrated(build.finish(build.linear("fc2", x, (12, 3))), batch)), batch
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", ["canonical", *DIALECTS])
 @pytest.mark.parametrize("name", MAXIMA)
 def test_a_maximum_of_spikes_comes_back_as_one(name: str, dialect: str, tmp_path: Path) -> None:
     graph, batch = case = maximum(**MAXIMA[name])

@@ -1031,7 +1031,7 @@ def test_a_gain_of_zero_fires_always_or_never() -> None:
 def test_a_normalisation_and_a_subtracting_reset_are_refused_together() -> None:
     build = Exact()
     sn = build.neuron("sn", "input", reset="subtract", norm_gain=frozen(2.0))
-    with pytest.raises(DalifError, match="node 'sn' .*only a hard reset is defined beside it") as refused:
+    with pytest.raises(DalifError, match=r"node 'sn' .*only a hard reset is defined beside it") as refused:
         build.graph(sn)
     assert refused.value.code is Code.BAD_GRAPH
 
@@ -1041,7 +1041,7 @@ def test_a_state_that_starts_elsewhere_cannot_be_mirrored_and_is_refused(gain: f
     build = Exact()
     state = (StateVariable("membrane", 0.5),)
     graph = build.graph(build.neuron("sn", "input", alpha=1.0, state=state, norm_gain=frozen(gain)))
-    with pytest.raises(DalifError, match="node 'sn' .*cannot be mirrored") as refused:
+    with pytest.raises(DalifError, match=r"node 'sn' .*cannot be mirrored") as refused:
         fold(graph)
     assert refused.value.code is Code.BAD_GRAPH
 
@@ -1133,7 +1133,8 @@ def test_the_random_graphs_meet_every_rule_and_fire() -> None:
         rates += [train.count() / train.neuron_steps for train in simulate(graph, build.batch()).spikes.values()]
     for phrase in (
         "folded into the weights of", "folded into a copy of", "kept as a scale", "folded into the factor of",
-        "alpha is 0", "folded into threshold and reset\n", "folded through", " mirrored", " constant", "its sign into the branches", "average pool to sum pool",
+        "alpha is 0", "folded into threshold and reset\n", "folded through", " mirrored", " constant",
+        "its sign into the branches", "average pool to sum pool",
     ):  # fmt: skip
         assert phrase in lines, phrase
     assert np.mean([0.0 < rate < 1.0 for rate in rates]) > 0.5

@@ -41,7 +41,7 @@ def max_pool_of(
 
 
 def _window(weight: Array) -> tuple[Pair, Pair] | None:
-    """Where the ones of a kernel begin, and how large their rectangle is, in a convolution that keeps channels apart."""
+    """Where the ones of a kernel begin, and how large their rectangle is; channels must be kept apart."""
     if weight.ndim != 4 or weight.shape[0] != weight.shape[1]:
         return None
     block = weight[0, 0]

@@ -54,8 +54,8 @@ class Op:
     """One operation on feature maps: `kind` with `inputs`, `consts` and `attrs`; `shape` without batch.
 
     Kinds: input (attrs: the timestep or None), neuron (attrs: name, timestep), conv, linear, batch_norm,
-    affine (consts: factor, offset), add, max, reshape, avg_pool, max_pool, sum_pool, concat, zeros, time_mean, time_sum,
-    time_max, and "unsupported" for a second output that nobody should read.
+    affine (consts: factor, offset), add, max, reshape, avg_pool, max_pool, sum_pool, concat, zeros, time_mean,
+    time_sum, time_max, and "unsupported" for a second output that nobody should read.
     """
 
     kind: str

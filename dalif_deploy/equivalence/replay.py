@@ -37,10 +37,11 @@ from dalif_deploy.recording import Recording, SpikeTrain
 class NeuronStep:
     """One neuron layer at one timestep, in the graph's own units; arrays are float64 [batch, *shape].
 
-    `current`: X[t], the input. `potential`: V[t] before the reset. `compared`: what is compared with
-    the threshold, V itself unless the neuron normalises it. `fires`: whether that reaches the threshold, bool. `held`: H[t], after the reset. Where bounds were asked for: `current_error` bounds how far a float32
-    evaluation of X can lie from it, `bound` how far one of `compared` - v_th can lie from the exact margin; infinite
-    where a node kind has no derived bound, and then `proved` is False.
+    `current`: X[t], the input. `potential`: V[t] before the reset. `compared`: what is compared with the threshold,
+    V itself unless the neuron normalises it. `fires`: whether that reaches the threshold, bool. `held`: H[t], after
+    the reset. Where bounds were asked for: `current_error` bounds how far a float32 evaluation of X can lie from it,
+    `bound` how far one of `compared` - v_th can lie from the exact margin; infinite where a node kind has no derived
+    bound, and then `proved` is False.
     """
 
     neuron: Neuron
@@ -76,7 +77,8 @@ def replay(
     `batch`: data as for any runtime. `history`: the spikes to follow, by layer; None follows the graph's
     own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
     `grids`: of a runtime whose weights were snapped onto them, so that its sums are exact. `unit`: the unit
-    roundoff of its membrane. `pools`: how it computes sum pools. `answer`: shown the logits and, with `update`, the bound on their error.
+    roundoff of its membrane. `pools`: how it computes sum pools. `answer`: shown the logits and, with `update`, the
+    bound on their error.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
     run = _Replay(graph, batch, visit, history, update, grids, unit, pools)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding, Precision
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
-from dalif_deploy.equivalence.rounding import Grids
+from dalif_deploy.equivalence.rounding import Grids, Pools
 from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict, worst
 from dalif_deploy.nodes import frozen
 from dalif_deploy.recording import Recording

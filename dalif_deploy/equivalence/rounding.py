@@ -72,8 +72,8 @@ def node_error(
 ) -> Values | None:  # fmt: skip
     """The error of a stateless node's output, of the shape of `value`; infinite where float32 may overflow.
 
-    `inputs`, `errors`: float64 [batch, *shape] each; `types`: the inputs'; `pools`: the runtime's way. None where no bound is derived for
-    this kind of node.
+    `inputs`, `errors`: float64 [batch, *shape] each; `types`: the inputs'; `pools`: the runtime's way. None where no
+    bound is derived for this kind of node.
     """
     rule = _RULES.get(type(node))
     if rule is None:

@@ -20,8 +20,8 @@ from dalif_deploy.passes.sum_pools import sum_pools
 from dalif_deploy.passes.whole_pools import whole_pools
 
 __all__ = [
-    "FOLDING", "Pass", "exact_form", "fold", "fold_batchnorm", "fold_encoding", "forward_scales", "pooled_weights", "snap",
-    "whole_pools",
+    "FOLDING", "Pass", "exact_form", "fold", "fold_batchnorm", "fold_encoding", "forward_scales", "pooled_weights",
+    "snap", "whole_pools",
 ]  # fmt: skip
 
 FOLDING: tuple[Pass, ...] = (fold_batchnorm, fold_comparison, fold_alpha, sum_pools)
@@ -43,9 +43,9 @@ def fold(graph: SpikingGraph) -> SpikingGraph:
 def exact_form(graph: SpikingGraph) -> SpikingGraph:
     """A folded graph as sums of weights times whole numbers, as far as it can be: what `snap` asks for.
 
-    Concatenations are taken apart into sums; average pools become sum pools; a sum pool of a convolution goes into its
-    weights, and a scale behind weights into those; a scale of spikes or counts goes into the weights that read it; codes
-    take the place of the input. Raises `DalifError` (TARGET_CANNOT_HOLD), naming the node.
+    Concatenations are taken apart into sums; average pools become sum pools; a sum pool of a convolution goes into
+    its weights, and a scale behind weights into those; a scale of spikes or counts goes into the weights that read
+    it; codes take the place of the input. Raises `DalifError` (TARGET_CANNOT_HOLD), naming the node.
     """
     graph = pooled_weights(whole_pools(without_concats(graph)))
     return fold_encoding(forward_scales(fold_batchnorm(graph)))

@@ -27,10 +27,11 @@ def carry_back(
 ) -> Carried | None:
     """`source`, an Add or Concat of `nodes`, as if its output were factor * output + offset.
 
-    `graph` tells shapes; `nodes` are its nodes as changed so far, which read nothing that is gone. Only the reader that asks may read
-    `source`, and only `source` may read what changes: a branch with weights of its own takes the gain into them,
-    any other gets a Scale. The offset goes to one branch of a sum, and to each of a concatenation. None where no
-    branch has weights of its own, or an offset would have to travel over a delayed edge, which delivers zeros first.
+    `graph` tells shapes; `nodes` are its nodes as changed so far, which read nothing that is gone. Only the reader
+    that asks may read `source`, and only `source` may read what changes: a branch with weights of its own takes the
+    gain into them, any other gets a Scale. The offset goes to one branch of a sum, and to each of a concatenation.
+    None where no branch has weights of its own, or an offset would have to travel over a delayed edge, which delivers
+    zeros first.
     """
     readers = Counter(edge.source for node in nodes.values() for edge in node.inputs)
     if readers[source] != 1:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dalif_deploy.certificate import check_certificate
 from dalif_deploy.checkpoint import Checkpoint, read, to_bytes
 from dalif_deploy.concats import without_concats
 from dalif_deploy.deploy.content import content_of
@@ -197,3 +198,4 @@ def test_exact_files_are_exact_or_refused_by_name(name: str, precision: str, tmp
     for layer, train in expected.spikes.items():
         assert not train.differing(found.spikes[layer]).any(), layer
     np.testing.assert_array_equal(found.logits, expected.logits)
+    assert not check_certificate(path).findings

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalif_deploy.capturing.attempts import Attempts, Recorded
+from dalif_deploy.capturing.attempts import Attempts, Recorded, root_site
 from dalif_deploy.capturing.checks import check_arguments, check_module, example_tensor, place, unwrapped
 from dalif_deploy.capturing.lower import lower
 from dalif_deploy.capturing.neurons import read_parameters, reader_of
-from dalif_deploy.capturing.rollback import Layout
+from dalif_deploy.capturing.rollback import LAYOUTS, Layout
 from dalif_deploy.capturing.runner import Form, Runner
 from dalif_deploy.capturing.state import as_found
 from dalif_deploy.encoding import Encoding
@@ -99,20 +99,23 @@ def capture_module(
     with as_found(module):
         neurons = _neurons(module)
         parameters = {name: read_parameters(name, child, dtype) for name, child in neurons.items()}
+        memoryless = frozenset(name for name, read in parameters.items() if not np.any(read.beta))
 
         def graph_of(form: Form, recorded: Recorded) -> SpikingGraph:
             return lower(
                 recorded.rolled,
-                parameters,
+                {layer: parameters[name] for layer, name in recorded.modules.items()},
                 input_shape=tuple(example.shape[2 if form.temporal else 1 :]),
                 temporal=form.temporal,
-                readout=_mode(form, recorded.rolled.readout, readout, timesteps),
+                readout=_mode(module, form, recorded.rolled.readout, readout, timesteps),
                 timesteps=timesteps,
                 encoding=encoding or Encoding(),
                 class_names=tuple(class_names),
             )
 
-        form, recorded, graph = Attempts(module, neurons, timesteps).first(example, layout, temporal, graph_of)
+        form, recorded, graph = Attempts(module, neurons, timesteps, memoryless).first(
+            example, layout, temporal, graph_of
+        )
     answer = graph.types[graph.output].shape
     if len(answer) != 1:
         raise DalifError(
@@ -123,49 +126,64 @@ def capture_module(
     if readout is None:
         why = "the default of a one-step module" if recorded.rolled.readout is None else "seen in forward"
         notes.append(f"readout={graph.readout.mode!r} ({why})")
-    _note_form(form, layout, temporal, timesteps, notes)
-    unused = sorted(set(neurons) - {neuron.name for neuron in graph.neurons})
+    kind = recorded.layout(form)
+    if recorded.answer.key is not None:
+        notes.append(f"the answer is {recorded.answer} of what forward returns")
+    _note_form(form, kind, layout, temporal, timesteps, notes)
+    layers = [neuron.name for neuron in graph.neurons]
+    used = {recorded.modules[layer] for layer in layers}
+    unused = sorted(set(neurons) - used)
     if unused:
         notes.append(f"neuron layers that the result does not depend on are left out: {', '.join(unused)}")
-    layers = [neuron.name for neuron in graph.neurons]
     runner = Runner(
         module=module,
-        neurons={name: neurons[name] for name in layers},
-        potentials={name: where for name in layers if (where := parameters[name].membrane) is not None},
+        neurons={name: child for name, child in neurons.items() if recorded.schedule[name]},
+        schedule=recorded.schedule,
+        layers=frozenset(layers),
+        potentials={name: where for name in used if (where := parameters[name].membrane) is not None},
         form=form,
         timesteps=timesteps,
+        answer=recorded.answer,
         readout=graph.readout.mode,
         per_step=recorded.rolled.readout is None,
-        time_axis=recorded.time_axis,
+        place=recorded.place,
         device=device,
         dtype=dtype,
     )
-    return CapturedModule(graph, form.layout, tuple(notes), runner)
+    return CapturedModule(graph, kind, tuple(notes), runner)
 
 
-def _mode(form: Form, found: ReadoutMode | None, given: str | None, timesteps: int) -> ReadoutMode:
+def _mode(
+    module: torch.nn.Module, form: Form, found: ReadoutMode | None, given: str | None, timesteps: int
+) -> ReadoutMode:
     chosen: ReadoutMode | None = next((mode for mode in get_args(ReadoutMode) if mode == given), None)
     if found is not None and chosen is not None and chosen != found and timesteps > 1:
         raise DalifError(
             Code.BAD_OPTION, f"readout={given!r}: forward itself takes the {found} over the timesteps; leave it out"
         )
-    if chosen is None and found is None and form.layout == "loop":
+    if chosen is None and found is None and form.whole:
         raise DalifError(
             Code.AMBIGUOUS,
-            "forward returns the results of all timesteps; give readout='mean', 'sum', 'last' or 'max'",
+            "forward returns the results of all timesteps; give readout='mean', 'sum', 'last' or 'max' (--readout) "
+            f"[{root_site(module).line}]",
         )
     return chosen or found or "mean"
 
 
-def _note_form(form: Form, layout: str | None, temporal: bool | None, timesteps: int, notes: list[str]) -> None:
+def _note_form(
+    form: Form, kind: Layout, layout: str | None, temporal: bool | None, timesteps: int, notes: list[str]
+) -> None:
     if timesteps == 1:
         notes.append("timesteps=1: a step and a loop are the same")
     elif layout is None:
-        why = "once per forward" if form.layout == "step" else f"{timesteps} times per forward"
-        notes.append(f"layout={form.layout!r} (every neuron is called {why})")
+        notes.append(f"layout={kind!r} ({LAYOUTS[kind]})")
+    if form.carried:
+        notes.append("the state that forward returns is given to it again at the next timestep")
     if temporal is None:
         why = f"[batch, {timesteps}, ...]" if form.temporal else "[batch, ...], the same at every timestep"
         notes.append(f"temporal={form.temporal} (the input is {why})")
+    if form.time == 0:
+        notes.append(f"forward takes the input with time first, [{timesteps}, batch, ...]")
 
 
 def _neurons(module: torch.nn.Module) -> dict[str, torch.nn.Module]:

@@ -1,0 +1,99 @@
+"""Along which axis a neuron integrates, found by calling it: capture never looks inside a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from dalif_deploy.capturing.state import NeuronStates, Snapshot
+from dalif_deploy.capturing.values import Val
+from dalif_deploy.errors import Code, DalifError
+
+_ROUNDING = 1e-3
+"""The share of spikes that vector and scalar instructions may round differently when samples change places."""
+
+
+def check_axes(
+    where: str,
+    module: torch.nn.Module,
+    forward: Callable[..., Any],
+    arguments: Any,
+    current: int,
+    val: Val,
+    *,
+    memory: bool,
+    line: str | None,
+) -> None:
+    """Raises `DalifError` (CAPTURE_REFUSED) unless the neuron treats every sample alone, and time as time.
+
+    It is run from rest on random currents of many sizes, then on the same with the samples in reverse order,
+    and with time reversed: the first must give the same spikes in reverse, the second, where the neuron has
+    `memory`, must not. `current`: which leaf of `arguments` is its input, `val` what that holds.
+    """
+    leaves, spec = tree_flatten(arguments)
+    x: torch.Tensor = leaves[current]
+    rng = np.random.default_rng(0)
+    values = (rng.random(tuple(x.shape)) - 0.25) * 10.0 ** rng.uniform(-1.0, 1.0, tuple(x.shape))
+    probe = torch.from_numpy(values).to(device=x.device, dtype=x.dtype)
+
+    def run(current_values: torch.Tensor) -> torch.Tensor:
+        args, kwargs = tree_unflatten([*leaves[:current], current_values, *leaves[current + 1 :]], spec)
+        before = [Snapshot(child) for child in module.modules()]
+        try:
+            NeuronStates({where: module}).reset()
+            out = tree_flatten(forward(*args, **kwargs))[0]
+        finally:
+            for snapshot in before:
+                snapshot.restore()
+        return next(leaf for leaf in out if isinstance(leaf, torch.Tensor)) != 0
+
+    fired = run(probe)
+    if fired.shape != probe.shape or not 0 < int(fired.sum()) < fired.numel():
+        return  # no spikes tell nothing; the proof of the capture will
+    samples = _reversed_samples(val)
+    if float((samples(run(samples(probe))) != fired).double().mean()) > _ROUNDING:
+        raise DalifError(
+            Code.CAPTURE_REFUSED,
+            f"{where}: what it fires depends on the other samples of the batch: it takes "
+            + ("the batch for time" if val.d is not None else "the batch for time, in a call with one timestep")
+            + _at(line),
+        )
+    if val.d is None or len(val.nodes) == 1 or not memory:
+        return
+    times = _reversed_times(val)
+    if not bool((times(run(times(probe))) != fired).any()):
+        raise DalifError(
+            Code.CAPTURE_REFUSED,
+            f"{where}: receives all timesteps in one tensor, time in dimension {val.d}, and treats them as one timestep "
+            "of more samples; call it once a timestep, in order, or with its axes in the order that it takes"
+            + _at(line),
+        )
+
+
+Turn = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _reversed_samples(val: Val) -> Turn:
+    n = len(val.nodes)
+    if val.fold == "TB":
+        return lambda x: x.reshape(n, -1, *x.shape[1:]).flip(1).reshape(x.shape)
+    if val.fold == "BT":
+        return lambda x: x.reshape(-1, n, *x.shape[1:]).flip(0).reshape(x.shape)
+    return lambda x: x.flip(1 if val.d == 0 else 0)
+
+
+def _reversed_times(val: Val) -> Turn:
+    n = len(val.nodes)
+    if val.fold == "TB":
+        return lambda x: x.reshape(n, -1, *x.shape[1:]).flip(0).reshape(x.shape)
+    if val.fold == "BT":
+        return lambda x: x.reshape(-1, n, *x.shape[1:]).flip(1).reshape(x.shape)
+    return lambda x: x.flip(val.d or 0)
+
+
+def _at(line: str | None) -> str:
+    return f" [{line}]" if line else ""

@@ -11,7 +11,7 @@ import torch
 
 from dalif_deploy.capturing.answers import Answer, find_answer
 from dalif_deploy.capturing.aten import interpret
-from dalif_deploy.capturing.calls import NeuronCall
+from dalif_deploy.capturing.calls import NeuronCall, WrongCount
 from dalif_deploy.capturing.record import Recorder, intercepted
 from dalif_deploy.capturing.rollback import LAYOUTS, Layout, Numbering, Rolled, roll
 from dalif_deploy.capturing.runner import Form, drive, placed, required_states, state_parameters, wrong_shape
@@ -81,7 +81,7 @@ class Attempts:
                 if furthest is None or self._progress > furthest[0]:
                     furthest = (self._progress, error)
         assert furthest is not None
-        raise usual or furthest[1]
+        raise (usual if isinstance(furthest[1], WrongCount) and usual is not None else furthest[1])
 
     def _check_layout(self, given: str | None, form: Form, recorded: Recorded) -> None:
         found = recorded.layout(form)
@@ -164,21 +164,26 @@ class Attempts:
             return step[:1], None
         elif set(called.values()) == {1}:
             forms = [*step, *whole]
-        else:
+        elif self._explicit:
             forms = [*whole, *step]
-        usual = {"step": {1}, "loop": {timesteps}}.get(layout or "", {1, timesteps})
+        else:
+            forms = whole
+        usual = {"step": {1}}.get(layout or "", {timesteps} if layout else {1, timesteps})
         odd = {name: n for name, n in called.items() if n not in usual and name not in self._explicit}
-        if not odd and layout == "loop" and set(called.values()) == {1} and timesteps > 1 and not self._explicit:
-            odd = dict(called)
         if not odd:
             return forms, None
+        if layout == "step":
+            forms = []
         name, n = max(odd.items(), key=lambda item: item[1])
         where = f"'{name}' ({type(self._neurons[name]).__name__})"
         others = usual & set(called.values())
         if any(n > count and n % count == 0 for count in others):
             why = "one neuron module that is used at several places shares its state between them; give each its own"
         else:
-            why = "a neuron is called once per forward (layout='step') or once per timestep (layout='loop')"
+            why = (
+                "a neuron is called once per forward (layout='step'), once per timestep (layout='loop'), or once with all "
+                "timesteps in one tensor (layouts 'TB' and 'BT')"
+            )
         listed = ", ".join(f"'{key}' {value}" for key, value in list(called.items())[:4])
         return forms, DalifError(
             Code.CAPTURE_REFUSED,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
 
 from dalif_deploy.capturing.probe import check_axes
 from dalif_deploy.capturing.state import Fingerprint, fingerprint, same_state
@@ -51,6 +51,15 @@ class NeuronCall:
     spikes: int
 
 
+_ONE_INPUT = (
+    "one is its input, and the others must be the states that this layer returned at the timestep before, as they are"
+)
+
+
+class WrongCount(DalifError):
+    """A layer was not called once for every timestep."""
+
+
 class NeuronCalls:
     """Sorts the calls of neuron modules into layers of T timesteps each.
 
@@ -72,6 +81,8 @@ class NeuronCalls:
         self._recorder, self._neurons, self._memoryless, self._names = recorder, neurons, memoryless, names
         self._held: dict[str, Fingerprint] = {}
         self._keeps: dict[str, str] = {}
+        self._paths: dict[str, Any] = {}
+        self._handed: dict[str, set[int]] = {}
 
     def where(self, layer: str) -> str:
         """The layer and its class, for messages."""
@@ -82,7 +93,7 @@ class NeuronCalls:
         """Run the neuron's forward, which nobody watches, and record what it stands for."""
         recorder, module = self._recorder, self._neurons[name]
         leaves = tree_leaves((args, kwargs))
-        current, states = self._operands(name, leaves)
+        current, states = self._operands(name, (args, kwargs))
         val = recorder.val(leaves[current])
         assert val is not None
         if val.d is not None and len(val.nodes) == 1 and recorder.timesteps > 1:
@@ -119,6 +130,8 @@ class NeuronCalls:
         self.schedule[name].append(NeuronCall(layer, None if timed else first, val.place, current, spikes))
         self._track_states(layer, fired[-1], results, after, leaves[current])
         recorder.track(results[spikes], Val(tuple(fired), val.d, val.fold))
+        handed = [recorder.val(out) for out in results]
+        self._handed[layer] = {id(node) for out in handed if out is not None for node in out.nodes[-1:]}
         return out
 
     def check(self, timesteps: int) -> None:
@@ -135,33 +148,28 @@ class NeuronCalls:
                     f"{self.where(name)}: starts from a fresh state in each of its {len(others)} calls; pass the state "
                     f"that one timestep returns to the next{line}",
                 )
-            raise DalifError(
+            raise WrongCount(
                 Code.CAPTURE_REFUSED,
                 f"{self.where(layer)}: called {len(nodes)} times for timesteps={timesteps}; a neuron is called once per "
                 f"timestep, and one that is used at several places shares its state between them: give each its own{line}",
             )
 
-    def _operands(self, name: str, leaves: list[Any]) -> tuple[int, list[Op]]:
-        """Which leaf of the arguments is the input, and the states among the others."""
-        recorder = self._recorder
-        vals = {i: val for i, val in ((i, recorder.val(leaf)) for i, leaf in enumerate(leaves)) if val is not None}
-        own = {
-            i: val.node
-            for i, val in vals.items()
-            if val.d is None and val.node.kind in ("state", "neuron") and self.modules.get(val.node.attrs[0]) == name
-        }
-        inputs = [i for i in vals if i not in own]
-        if not inputs and len(own) == 1 and next(iter(own.values())).kind == "neuron":
-            inputs, own = list(own), {}  # its own spikes are its input
+    def _operands(self, name: str, arguments: Any) -> tuple[int, list[Op]]:
+        """Which leaf of the arguments is the input, and what the others are that depend on the network's input."""
+        paths = tree_flatten_with_path(arguments)[0]
+        vals = [(i, path, val) for i, (path, leaf) in enumerate(paths) if (val := self._recorder.val(leaf)) is not None]
+        inputs = [i for i, path, _ in vals if path == self._paths.get(name)]
+        if not inputs:  # the first call has no states yet
+            inputs = [i for i, _, _ in vals]
         if not inputs:
             raise self._refuse(name, "its input does not depend on the network's input")
         if len(inputs) > 1:
-            raise self._refuse(
-                name,
-                f"takes {len(inputs)} tensors computed from the input; one is its input, and the others must be the "
-                "states that this same layer returned at the timestep before, as they are",
-            )
-        return inputs[0], list(own.values())
+            raise self._refuse(name, f"takes {len(inputs)} tensors computed from the input; {_ONE_INPUT}")
+        self._paths.setdefault(name, paths[inputs[0]][0])
+        others = [val for i, _, val in vals if i != inputs[0]]
+        if any(val.d is not None for val in others):
+            raise self._refuse(name, f"takes {len(vals)} tensors computed from the input; {_ONE_INPUT}")
+        return inputs[0], [val.node for val in others]
 
     def _spikes(self, name: str, x: torch.Tensor, results: list[Any]) -> int:
         """Which of the results are the spikes: the first, or where that holds other values than 0 and 1 the only
@@ -183,14 +191,10 @@ class NeuronCalls:
     ) -> str:  # fmt: skip
         """The layer that this call belongs to."""
         if states:
-            layers = {node.attrs[0] for node in states}
-            layer = states[0].attrs[0]
-            steps = {node.attrs[-1] for node in states}
-            if len(layers) > 1 or steps != {len(self.heard[layer]) - 1}:
-                raise self._refuse(
-                    name, "receives a state that is not the one its own layer returned at the timestep before"
-                )
-            return str(layer)
+            for layer, module in self.modules.items():
+                if module == name and all(id(state) in self._handed[layer] for state in states):
+                    return layer
+            raise self._refuse(name, f"takes {len(states) + 1} tensors computed from the input; {_ONE_INPUT}")
         given = self._fresh_states(name, leaves, current)
         keeps = not same_state(before, after)
         known = self._keeps.get(name)

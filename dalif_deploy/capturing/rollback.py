@@ -216,9 +216,17 @@ def _reduction(
     if node.kind == "max_of":
         leaves = _maximum(node, spans)
         return (leaves[last], "max") if _one_a_step(leaves, timesteps, number, spans) else None
+    # A running mean scales what it has so far, so the factors on single timesteps are taken apart too.
+    return _sum_of_steps(node, timesteps, number, spans) or _sum_of_steps(node, timesteps, number, spans, apart=True)
+
+
+def _sum_of_steps(
+    node: Op, timesteps: int, number: Sequence[StepNumbering], spans: Spans, *, apart: bool = False
+) -> tuple[Op, ReadoutMode] | None:
     form: dict[int, tuple[Op, float]] = {}
-    if not _linear_form(node, 1.0, form, spans):
+    if not _linear_form(node, form, spans, apart=apart):
         return None
+    last = timesteps - 1
     leaves = sorted((leaf for leaf, _ in form.values()), key=lambda leaf: min(spans(leaf)))
     factors = [factor for _, factor in form.values()]
     # A running mean's factors are equal but for the rounding of their own computation.
@@ -253,12 +261,19 @@ def _maximum(node: Op, spans: Spans) -> list[Op]:
     return sorted(leaves.values(), key=lambda leaf: min(spans(leaf), default=-1))
 
 
-def _linear_form(node: Op, factor: float, form: dict[int, tuple[Op, float]], spans: Spans) -> bool:
-    """Write `node` as a sum of factors times nodes of one timestep each; False where it is no such sum."""
-    stack = [(node, factor)]
+def _linear_form(node: Op, form: dict[int, tuple[Op, float]], spans: Spans, *, apart: bool) -> bool:
+    """Write `node` as a sum of factors times nodes of one timestep each; False where it is no such sum.
+
+    `apart`: a factor on one timestep counts as a factor, not as part of the node.
+    """
+    stack = [(node, 1.0)]
     while stack:
         top, c = stack.pop()
         if len(spans(top)) == 1:
+            inner, scale = _scaled(top)
+            if apart and inner is not top:
+                stack.append((inner, c * scale))
+                continue
             leaf, before = form.get(id(top), (top, 0.0))
             form[id(top)] = (leaf, before + c)
         elif top.kind in ("add", "sum_of"):

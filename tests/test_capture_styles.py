@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
+from dalif_deploy import export, save
 from dalif_deploy.capturing import CapturedModule, capture_module, neurons
 from dalif_deploy.equivalence.replay import NeuronStep, replay, simulate
 from dalif_deploy.graph import SpikingGraph
-from tests.style_models import STYLES, T, built, register_all
+from tests.style_models import STYLES, TIME_FIRST, T, built, register_all
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +61,18 @@ def test_graph_does_what_the_module_does(name: str) -> None:
         assert 0.01 < train.count() / train.neuron_steps < 0.95, (layer, train.count() / train.neuron_steps)
     np.testing.assert_allclose(ours.logits, theirs.logits, rtol=1e-12, atol=1e-13)
     assert gaps(graph, model, batch) < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("name", STYLES)
+def test_a_file_of_it_fires_what_the_module_fires(name: str, tmp_path: Path) -> None:
+    style = STYLES[name]
+    module, x = built(name)
+    example = x.transpose(0, 1) if TIME_FIRST in style.notes else x  # as forward takes it
+    save(module, tmp_path / "net.pt", example_input=example, timesteps=T, **style.arguments)
+    verdict = export(tmp_path / "net.pt", tmp_path / "net.onnx", to="onnx").verdict
+    assert verdict is not None
+    assert not verdict.vacuous
+    assert {str(verdict.outcome), *(str(runtime.outcome) for runtime in verdict.runtimes)} == {"exact"}
+    assert {str(link.outcome) for link in verdict.links.values() if link} == {"exact"}
+    assert {"events", "onnxruntime"} <= {runtime.comparison.name for runtime in verdict.runtimes}

@@ -63,25 +63,43 @@ class Attempts:
         example: torch.Tensor,
         layout: str | None,
         temporal: bool | None,
-        graph_of: Callable[[Form, Recorded], SpikingGraph],
-    ) -> tuple[Form, Recorded, SpikingGraph]:
+        graph_of: Callable[[Form, Recorded, torch.Tensor], SpikingGraph],
+    ) -> tuple[Form, Recorded, SpikingGraph, bool]:
         """The first form in which the module can be captured, among those that the arguments and a trial allow.
 
-        `example`: [B, ...] or [B, T, ...]. Where no form fits, the error of the attempt that got furthest is the
-        one worth reading.
+        `example`: [B, ...], [B, T, ...], or [T, B, ...] if nothing else fits; the last item says so. Where no form
+        fits, the error of the attempt that got furthest is the one worth reading.
         """
+        try:
+            return (*self._first(example, layout, temporal, graph_of), False)
+        except DalifError as error:
+            turned = example.ndim >= 3 and example.shape[0] == self._timesteps != example.shape[1]
+            if not turned or temporal is False or layout == "BT":
+                raise
+            try:
+                return (*self._first(example.transpose(0, 1), layout, True, graph_of), True)
+            except DalifError as other:
+                raise (other if temporal or layout == "TB" else error) from None
+
+    def _first(
+        self,
+        example: torch.Tensor,
+        layout: str | None,
+        temporal: bool | None,
+        graph_of: Callable[[Form, Recorded, torch.Tensor], SpikingGraph],
+    ) -> tuple[Form, Recorded, SpikingGraph]:
         furthest: tuple[int, DalifError] | None = None
         forms, usual = self._candidates(example, layout, temporal)
         for form in forms:
             try:
                 recorded = self._record_twice(example, form)
                 self._check_layout(layout, form, recorded)
-                return form, recorded, graph_of(form, recorded)
+                return form, recorded, graph_of(form, recorded, example)
             except DalifError as error:
                 if furthest is None or self._progress > furthest[0]:
                     furthest = (self._progress, error)
         assert furthest is not None
-        raise (usual if isinstance(furthest[1], WrongCount) and usual is not None else furthest[1])
+        raise usual if isinstance(furthest[1], WrongCount) and usual is not None else furthest[1]
 
     def _check_layout(self, given: str | None, form: Form, recorded: Recorded) -> None:
         found = recorded.layout(form)

@@ -28,13 +28,15 @@ from dalif_deploy.recording import Recording
 class CapturedModule:
     """A captured module.
 
-    `graph`: its training graph. `layout`: "step" (forward is one timestep) or "loop" (forward is all of them).
-    `notes`: what was inferred rather than given, one line each.
+    `graph`: its training graph. `layout`: "step" (forward is one timestep), "loop" (forward runs all of them), "TB" or
+    "BT" (forward runs all of them in one tensor, time or the batch first). `notes`: what was inferred rather than
+    given, one line each. `time_first`: whether the example was [T, B, ...]; data is [B, T, ...] everywhere else.
     """
 
     graph: SpikingGraph
     layout: Layout
     notes: tuple[str, ...]
+    time_first: bool
     _runner: Runner = field(repr=False)
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
@@ -81,7 +83,9 @@ def capture_module(
     """The training graph of one time step of `module`.
 
     `example_input`: what the module takes, [B, ...] static or [B, T, ...] temporal, floating point; a single
-    example is repeated. `layout`: "step" where forward is one timestep, "loop" where it is all of them.
+    example is repeated. It may be [T, B, ...] where forward takes that and T and B differ. `layout`: "step" where
+    forward is one timestep; "loop" where it runs all of them, and calls each neuron once a timestep; "TB" or "BT"
+    where layers take all timesteps in one tensor, [T, B, ...] or [B, T, ...], or folded into the batch.
     `readout`: how the timesteps' results are reduced, "mean", "sum", "last" or "max"; a one-step module's
     default is "mean", a loop shows it. `temporal`: whether the input has a time axis. What is None is inferred
     and noted, or refused with the argument to give.
@@ -101,7 +105,7 @@ def capture_module(
         parameters = {name: read_parameters(name, child, dtype) for name, child in neurons.items()}
         memoryless = frozenset(name for name, read in parameters.items() if not np.any(read.beta))
 
-        def graph_of(form: Form, recorded: Recorded) -> SpikingGraph:
+        def graph_of(form: Form, recorded: Recorded, example: torch.Tensor) -> SpikingGraph:
             return lower(
                 recorded.rolled,
                 {layer: parameters[name] for layer, name in recorded.modules.items()},
@@ -113,15 +117,14 @@ def capture_module(
                 class_names=tuple(class_names),
             )
 
-        form, recorded, graph = Attempts(module, neurons, timesteps, memoryless).first(
-            example, layout, temporal, graph_of
-        )
+        attempts = Attempts(module, neurons, timesteps, memoryless)
+        form, recorded, graph, time_first = attempts.first(example, layout, temporal, graph_of)
     answer = graph.types[graph.output].shape
     if len(answer) != 1:
         raise DalifError(
             Code.CAPTURE_REFUSED,
             f"forward's result has shape [batch, {', '.join(map(str, answer))}]; one row of logits per sample is "
-            "needed: flatten or pool it",
+            f"needed: flatten or pool it [{root_site(module).line}]",
         )
     if readout is None:
         why = "the default of a one-step module" if recorded.rolled.readout is None else "seen in forward"
@@ -130,6 +133,8 @@ def capture_module(
     if recorded.answer.key is not None:
         notes.append(f"the answer is {recorded.answer} of what forward returns")
     _note_form(form, kind, layout, temporal, timesteps, notes)
+    if time_first:
+        notes.append(f"example_input is [{timesteps}, batch, ...]; data is kept as [batch, {timesteps}, ...]")
     layers = [neuron.name for neuron in graph.neurons]
     used = {recorded.modules[layer] for layer in layers}
     unused = sorted(set(neurons) - used)
@@ -150,7 +155,7 @@ def capture_module(
         device=device,
         dtype=dtype,
     )
-    return CapturedModule(graph, kind, tuple(notes), runner)
+    return CapturedModule(graph, kind, tuple(notes), time_first, runner)
 
 
 def _mode(

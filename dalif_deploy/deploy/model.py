@@ -136,6 +136,8 @@ def captured_model(
         module, example_input=example, timesteps=timesteps, layout=layout, readout=readout, temporal=temporal,
         encoding=encoding, class_names=class_names,
     )  # fmt: skip
+    if captured.time_first and samples is None:
+        inputs = np.ascontiguousarray(inputs.swapaxes(0, 1))
     dtype = _dtype(module)
     data = Data(inputs, None, "the samples")
     spec = captured.graph.input_spec
@@ -152,13 +154,31 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
             Code.AMBIGUOUS, "the module does not say what it takes; give --input-shape, such as 3,32,32, without "
             "batch and time"
         )  # fmt: skip
+    if options.temporal is not None:
+        return _captured_on_noise(module, options, temporal=options.temporal)
+    try:
+        return _captured_on_noise(module, options, temporal=None)
+    except DalifError as static:
+        try:
+            return _captured_on_noise(module, options, temporal=True)
+        except DalifError as changing:
+            raise (changing if static.code is Code.WRONG_SHAPE != changing.code else static) from None
+
+
+def _captured_on_noise(module: torch.nn.Module, options: LoadOptions, *, temporal: bool | None) -> Model:
+    assert options.timesteps is not None
+    assert options.input_shape is not None
     rng = np.random.default_rng(0)
-    time = (options.timesteps,) if options.temporal else ()
+    time = (options.timesteps,) if temporal else ()
     example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
-    return captured_model(
+    model = captured_model(
         module, example_input=example, timesteps=options.timesteps, layout=options.layout,
-        readout=options.readout, temporal=options.temporal,
+        readout=options.readout, temporal=temporal,
     )  # fmt: skip
+    if temporal and options.temporal is None:
+        note = f"temporal=True (forward takes no static input, but [batch, {options.timesteps}, ...])"
+        return replace(model, notes=(*model.notes, note))
+    return model
 
 
 def _from_torch(path: Path, options: LoadOptions) -> Model:

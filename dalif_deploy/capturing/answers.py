@@ -43,16 +43,17 @@ def find_answer(result: Any, *, val_of: Callable[[object], Val | None], site: Si
     """The answer in what one call of forward returned, and what it is.
 
     It is the tensor with one row of values per sample that the others lead to: of (logits, spikes) the logits.
-    Potentials, which no graph gives, are none. `steps`: how many timesteps forward runs; a list of so many
-    tensors is one answer. Raises `DalifError` (CAPTURE_REFUSED, AMBIGUOUS).
+    Potentials, which no graph gives, are none. `steps`: how many timesteps forward runs, 0 where it is
+    one of several; a list of so many tensors is one answer. Raises `DalifError` (CAPTURE_REFUSED, AMBIGUOUS).
     """
     line = f" [{site.line}]" if site.line else ""
     named = _named(result, steps)
-    found = [
-        _Candidate(answer, val)
-        for answer, part in named
-        if (val := (_joined(part, val_of) if answer.listed else val_of(part))) is not None
-    ]
+    whole = _joined(result, val_of) if _is_steps(result, steps) else None
+    found = [_Candidate(Answer(listed=True), whole)] if whole is not None else []
+    for answer, part in named if not found else ():
+        val = _joined(part, val_of) if answer.listed else val_of(part)
+        if val is not None:
+            found.append(_Candidate(answer, val))
     if not found:
         tensors = any(isinstance(part, torch.Tensor) for _, part in named)
         what = (
@@ -83,8 +84,6 @@ def find_answer(result: Any, *, val_of: Callable[[object], Val | None], site: Si
 def _named(result: Any, steps: int) -> list[tuple[Answer, Any]]:
     if isinstance(result, torch.Tensor):
         return [(Answer(), result)]
-    if _is_steps(result, steps):
-        return [(Answer(listed=True), result)]
     parts: Sequence[tuple[Any, Any]] = ()
     if isinstance(result, Mapping):
         parts = list(result.items())
@@ -99,7 +98,6 @@ def _is_steps(part: Any, steps: int) -> bool:
     return (
         isinstance(part, list | tuple)
         and len(part) == steps
-        and steps > 1
         and all(isinstance(x, torch.Tensor) for x in part)
         and len({x.shape for x in part}) == 1
     )
@@ -108,7 +106,21 @@ def _is_steps(part: Any, steps: int) -> bool:
 def _joined(part: Sequence[torch.Tensor], val_of: Callable[[object], Val | None]) -> Val | None:
     vals = [val_of(x) for x in part]
     nodes = [val.node for val in vals if val is not None and val.d is None]
-    return Val(tuple(nodes), 0) if len(nodes) == len(part) else None
+    one_each = len(nodes) == len(part) and all(_moments(node) <= {t} for t, node in enumerate(nodes))
+    return Val(tuple(nodes), 0) if one_each else None
+
+
+def _moments(node: Op) -> set[int]:
+    """The timesteps of the neurons and inputs that the node is computed from."""
+    stack, seen, found = [node], set(), set()
+    while stack:
+        top = stack.pop()
+        if top.kind in ("neuron", "state", "input"):
+            found |= set() if top.attrs[-1] is None else {int(top.attrs[-1])}
+        elif id(top) not in seen:
+            seen.add(id(top))
+            stack.extend(top.inputs)
+    return found
 
 
 def _reads_state(node: Op) -> Op | None:

@@ -88,7 +88,7 @@ class Attempts:
         temporal: bool | None,
         graph_of: Callable[[Form, Recorded, torch.Tensor], SpikingGraph],
     ) -> tuple[Form, Recorded, SpikingGraph]:
-        furthest: tuple[int, DalifError] | None = None
+        furthest: tuple[int, DalifError] | None = None  # a wrong count says least, wherever it is found
         forms, usual = self._candidates(example, layout, temporal)
         for form in forms:
             try:
@@ -96,8 +96,9 @@ class Attempts:
                 self._check_layout(layout, form, recorded)
                 return form, recorded, graph_of(form, recorded, example)
             except DalifError as error:
-                if furthest is None or self._progress > furthest[0]:
-                    furthest = (self._progress, error)
+                progress = -1 if isinstance(error, WrongCount) else self._progress
+                if furthest is None or progress > furthest[0]:
+                    furthest = (progress, error)
         assert furthest is not None
         raise usual if isinstance(furthest[1], WrongCount) and usual is not None else furthest[1]
 
@@ -281,7 +282,7 @@ class Attempts:
             )
         neurons.check(timesteps)
         found = [
-            find_answer(result, val_of=recorder.val, site=site, steps=timesteps if form.whole else 1)
+            find_answer(result, val_of=recorder.val, site=site, steps=timesteps if form.whole else 0)
             for result in results
         ]
         answer, last = found[-1]

@@ -114,7 +114,7 @@ class Call:
 
     def hint(self) -> str:
         """What the running module would take instead."""
-        if issubclass(self.recorder.running_class(), torch.nn.Linear):
+        if self.recorder.site().kind.endswith("Linear"):
             return "; a Linear takes [batch, features]: flatten its input first"
         return "; only time may be folded into it"
 

@@ -160,9 +160,7 @@ def register_all() -> None:
     register_neuron(
         LifTB, lambda m: NeuronParameters(alpha=1, beta=m.tau, v_threshold=m.thresh, v_reset=0.1, membrane="v")
     )
-    register_neuron(
-        FoldedIf, lambda m: NeuronParameters(alpha=1, beta=1, v_threshold=m.thresh, reset="subtract")
-    )
+    register_neuron(FoldedIf, lambda m: NeuronParameters(alpha=1, beta=1, v_threshold=m.thresh, reset="subtract"))
     register_neuron(
         Leaky,
         lambda m: NeuronParameters(alpha=1, beta=m.beta, v_threshold=m.threshold, fires_at="gt", membrane="mem"),
@@ -170,7 +168,12 @@ def register_all() -> None:
     register_neuron(
         Cell,
         lambda m: NeuronParameters(
-            alpha=m.dt_tau, beta=1 - torch.tensor(m.dt_tau), v_threshold=m.v_th, v_reset=0.1, fires_at="gt", membrane="v"
+            alpha=m.dt_tau,
+            beta=1 - torch.tensor(m.dt_tau),
+            v_threshold=m.v_th,
+            v_reset=0.1,
+            fires_at="gt",
+            membrane="v",
         ),
     )
     register_neuron(MemUpdate, lambda m: NeuronParameters(alpha=1, beta=0.4, v_threshold=0.6, fires_at="gt"))
@@ -587,6 +590,7 @@ class Style:
     notes: tuple[str, ...] = ()
 
 
+FIRST = "the answer is element 0 of what forward returns"
 TIME_FIRST = "forward takes the input with time first, [4, batch, ...]"
 CARRIED = "the state that forward returns is given to it again at the next timestep"
 STYLES: dict[str, Style] = {
@@ -605,21 +609,23 @@ STYLES: dict[str, Style] = {
     "TB, space averaged first": Style(MeanOfMaps, "TB"),
     "time last": Style(TimeLast, "BT", temporal=True),
     "state, tutorial": Style(
-        Tutorial, "loop", "sum", arguments={"readout": "sum"}, notes=("the answer is element 0 of what forward returns",)
+        Tutorial, "loop", "sum", arguments={"readout": "sum"}, notes=(FIRST,)
     ),
     **{f"state, {how}": Style(lambda how=how: States(how), "loop") for how in
        ("zeros", "none", "dict", "tuple", "detached")},
     "state, one module twice": Style(OneLif, "loop", "max"),
-    "state, carried": Style(CarriedState, "step", notes=(CARRIED, "the answer is element 0 of what forward returns")),
+    "state, carried": Style(CarriedState, "step", notes=(CARRIED, FIRST)),
     "state, carried one by one": Style(CarriedMems, "step", temporal=True, notes=(CARRIED,)),
     "state, spike and potential": Style(MemSpike, "loop", temporal=True),
     "loop, running mean": Style(lambda: Loop("running mean"), "loop"),
     "loop, list": Style(lambda: Loop("list"), "loop", "sum", arguments={"readout": "sum"}),
     "loop, two lists": Style(
         lambda: Loop("two lists"), "loop", "mean", arguments={"readout": "mean"},
-        notes=("the answer is element 0 of what forward returns",),
+        notes=(FIRST,),
     ),
-    "loop, dict": Style(lambda: Loop("dict"), "loop", notes=("the answer is element 'logits' of what forward returns",)),
+    "loop, dict": Style(
+        lambda: Loop("dict"), "loop", notes=("the answer is element 'logits' of what forward returns",)
+    ),
     "loop, tuple": Style(lambda: Loop("tuple"), "loop"),
     "loop, max": Style(lambda: Loop("max"), "loop", "max"),
     "loop, time first": Style(LoopTimeFirst, "loop", temporal=True, notes=(TIME_FIRST,)),

@@ -11,7 +11,7 @@ import torch
 
 from dalif_deploy.capturing.answers import Answer, find_answer
 from dalif_deploy.capturing.aten import interpret
-from dalif_deploy.capturing.calls import NeuronCall, WrongCount
+from dalif_deploy.capturing.calls import NeuronCall, WrongForm
 from dalif_deploy.capturing.record import Recorder, intercepted
 from dalif_deploy.capturing.rollback import LAYOUTS, Layout, Numbering, Rolled, roll
 from dalif_deploy.capturing.runner import Form, drive, placed, required_states, state_parameters, wrong_shape
@@ -88,7 +88,7 @@ class Attempts:
         temporal: bool | None,
         graph_of: Callable[[Form, Recorded, torch.Tensor], SpikingGraph],
     ) -> tuple[Form, Recorded, SpikingGraph]:
-        furthest: tuple[int, DalifError] | None = None  # a wrong count says least, wherever it is found
+        furthest: tuple[int, DalifError] | None = None  # a wrong form says least, wherever it shows
         forms, usual = self._candidates(example, layout, temporal)
         for form in forms:
             try:
@@ -96,11 +96,11 @@ class Attempts:
                 self._check_layout(layout, form, recorded)
                 return form, recorded, graph_of(form, recorded, example)
             except DalifError as error:
-                progress = -1 if isinstance(error, WrongCount) else self._progress
+                progress = -1 if isinstance(error, WrongForm) else self._progress
                 if furthest is None or progress > furthest[0]:
                     furthest = (progress, error)
         assert furthest is not None
-        raise usual if isinstance(furthest[1], WrongCount) and usual is not None else furthest[1]
+        raise usual if isinstance(furthest[1], WrongForm) and usual is not None else furthest[1]
 
     def _check_layout(self, given: str | None, form: Form, recorded: Recorded) -> None:
         found = recorded.layout(form)
@@ -127,15 +127,14 @@ class Attempts:
         forms: list[Form] = []
         failure: DalifError | None = None
         usual: DalifError | None = None
-        if layout != "TB" or temporal is not True:
-            try:
-                counts = self._trial(example)
-            except DalifError as error:
-                failure = error
-            else:
-                found, usual = self._of_counts(counts, layout, has_time)
-                forms += found
-        if has_time and layout in (None, "BT"):  # last of all, for what it then says of time axes
+        try:
+            counts = self._trial(example)
+        except DalifError as error:
+            failure = error
+        else:
+            found, usual = self._of_counts(counts, layout, has_time)
+            forms += found
+        if has_time and layout != "step" and failure is None:  # for what it then says of time axes
             forms.append(Form(True, 1))
         if has_time and layout in (None, "step") and temporal is not False:
             try:
@@ -143,10 +142,10 @@ class Attempts:
                     forms += self._steps(1)
             except DalifError as error:
                 failure = failure or error
-        if has_time and layout in (None, "loop", "TB") and temporal is not False:
+        if has_time and layout != "step" and temporal is not False:
             try:
                 self._trial(placed(example, Form(True, 0)))
-                forms.append(Form(True, 0))
+                forms.insert(0 if layout == "TB" else len(forms), Form(True, 0))
             except DalifError as error:
                 failure = failure or error
         forms = [form for form in dict.fromkeys(forms) if temporal in (None, form.temporal)]
@@ -200,8 +199,8 @@ class Attempts:
             why = "one neuron module that is used at several places shares its state between them; give each its own"
         else:
             why = (
-                "a neuron is called once per forward (layout='step'), once per timestep (layout='loop'), or once with all "
-                "timesteps in one tensor (layouts 'TB' and 'BT')"
+                "a neuron is called once per forward (layout='step'), once per timestep (layout='loop'), or once with "
+                "all timesteps in one tensor (layouts 'TB' and 'BT')"
             )
         listed = ", ".join(f"'{key}' {value}" for key, value in list(called.items())[:4])
         return forms, DalifError(
@@ -272,7 +271,7 @@ class Attempts:
             except Exception as error:
                 raise wrong_shape(x, error, self._states) from error
             finally:
-                self._progress = len(recorder.table)
+                self._progress = recorder.progress
         neurons = recorder.neurons
         if not neurons.heard:
             raise DalifError(

@@ -56,8 +56,8 @@ _ONE_INPUT = (
 )
 
 
-class WrongCount(DalifError):
-    """A layer was not called once for every timestep."""
+class WrongForm(DalifError):
+    """A layer was not called once for every timestep: the module is not driven as it is written."""
 
 
 class NeuronCalls:
@@ -103,7 +103,8 @@ class NeuronCalls:
             shape.insert(0, 1)
             val = Val((recorder.table.op("reshape", tuple(shape), recorder.site(), val.nodes, (), (tuple(shape),)),))
         if val.d is not None and not recorder.whole:
-            raise self._refuse(name, "receives several timesteps in one call of a forward that is one timestep")
+            error = self._refuse(name, "receives several timesteps in one call of a forward that is one timestep")
+            raise WrongForm(error.code, error.message)
         if not self.schedule[name]:
             memory = name not in self._memoryless
             check_axes(
@@ -148,10 +149,11 @@ class NeuronCalls:
                     f"{self.where(name)}: starts from a fresh state in each of its {len(others)} calls; pass the state "
                     f"that one timestep returns to the next{line}",
                 )
-            raise WrongCount(
+            raise WrongForm(
                 Code.CAPTURE_REFUSED,
-                f"{self.where(layer)}: called {len(nodes)} times for timesteps={timesteps}; a neuron is called once per "
-                f"timestep, and one that is used at several places shares its state between them: give each its own{line}",
+                f"{self.where(layer)}: called {len(nodes)} times for timesteps={timesteps}; a neuron is called once "
+                "per timestep, and one that is used at several places shares its state between them: give each its own"
+                + line,
             )
 
     def _operands(self, name: str, arguments: Any) -> tuple[int, list[Op]]:
@@ -211,8 +213,8 @@ class NeuronCalls:
             calls = len(self.schedule[name])
             raise self._refuse(
                 name,
-                f"its state is reset or changed between its calls {calls} and {calls + 1}; reset it only before the first "
-                "timestep",
+                f"its state is reset or changed between its calls {calls} and {calls + 1}; reset it only before "
+                "the first timestep",
             )
         return known
 
@@ -244,8 +246,8 @@ class NeuronCalls:
         if out.shape != x.shape:
             raise self._refuse(
                 layer,
-                f"takes {list(x.shape[1:])} and returns {list(out.shape[1:])} (without batch); a neuron layer keeps the "
-                "shape of its input",
+                f"takes {list(x.shape[1:])} and returns {list(out.shape[1:])} (without batch); a neuron layer "
+                "keeps the shape of its input",
             )
         if any(out is leaf for leaf in leaves):
             raise self._refuse(layer, "writes its spikes into its input; return a new tensor")

@@ -19,9 +19,9 @@ def layer(handler: Handler) -> Handler:
     def lifted(call: Call) -> Result:
         timed = [(arg, val) for arg, val in _operands(call) if val.d is not None]
         lead, val = timed[0]
-        if len(val.nodes) == 1 and not val.fold:
-            return handler(call)  # an axis of one entry, which the handler settles
         own = val.axis
+        if len(val.nodes) == 1 and not val.fold and not (call.recorder.timesteps == 1 and own not in (0, 1)):
+            return handler(call)  # an axis of one entry, which the handler settles
         normalises = "batch_norm" in call.name
         if own is not None and not (own >= 2 if normalises else call.name in ("linear", "bmm") and own < lead.ndim - 1):
             raise call.refuse(

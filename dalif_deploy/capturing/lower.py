@@ -154,6 +154,12 @@ class _Lowering:
         else:
             what = op.attrs[0] if op.kind == "unsupported" else op.kind
             line = f" [{op.site.line}]" if op.site.line else ""
+            if op.kind == "state":
+                raise DalifError(
+                    Code.UNSUPPORTED_LAYER,
+                    f"{op.site}: the potential of '{op.attrs[0]}' is read outside the layer, and only spikes leave a "
+                    f"neuron layer; compute with its spikes{line}",
+                )
             raise DalifError(Code.UNSUPPORTED_LAYER, f"{op.site}: {what}: used in a way that is not supported{line}")
 
     def _name(self, op: Op) -> str:

@@ -37,7 +37,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `neurons`: the leaf modules by name, `memoryless` those of them that forget. `interpret`: what an operation
     means, called with this recorder, the operation, its arguments as they were before it, its result and what it
     wrote in place. `batch`, `timesteps`: of this recording; `whole`: whether one forward is all timesteps.
-    `orders`: how time and batch were seen to lie in tensors that layers and neurons took whole.
+    `progress`: how many operations the longest forward had. `orders`: how time and batch were seen to lie in tensors that layers and neurons took whole.
     Raises `DalifError` out of the module's forward for anything that cannot be captured.
     """
 
@@ -56,6 +56,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         named = [*module.named_parameters(), *module.named_buffers()]
         self.table = Table(iter(named))
         self.batch, self.timesteps, self.whole = batch, timesteps, whole
+        self.progress = self._operations = 0
         self.orders: list[Literal["TB", "BT"]] = []
         names = frozenset(name for name, _ in module.named_modules())
         self.neurons = NeuronCalls(self, neurons, memoryless, names)
@@ -125,6 +126,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def entered(module: torch.nn.Module, _: Any) -> None:
             self._running.append(module)
+            if module is self._root:
+                self._operations = 0
 
         def left(module: torch.nn.Module, _: Any, __: Any) -> None:
             if self._running:
@@ -156,6 +159,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if self._inside_neuron is not None:
             return func(*args, **kwargs)
+        self._operations += 1
+        self.progress = max(self.progress, self._operations)
         tracked = any(id(leaf) in self._values for leaf in tree_leaves((args, kwargs)))
         if not tracked:
             out = func(*args, **kwargs)
@@ -259,7 +264,7 @@ def intercepted(
 
 
 def _user_line() -> str | None:
-    """The innermost line of the user's code, "file:line: source"; of an installed package's, where there is no other."""
+    """The innermost line of the user's code, "file:line: source"; an installed package's where there is no other."""
     frame: FrameType | None = sys._getframe(1)
     installed: str | None = None
     while frame is not None:

@@ -58,8 +58,8 @@ def _with_time(call: Call, val: Val, old: tuple[int, ...], new: tuple[int, ...])
         nodes = tuple(reshaped(call, node, rest[1:]).node for node in val.nodes)
         return Val(nodes, j, fold)
     raise call.refuse(
-        f"makes {list(new)} of {list(old)} (batch {batch}, {timesteps} timesteps), which mixes timesteps or samples with "
-        "features, or takes the batch for time" + call.hint(),
+        f"makes {list(new)} of {list(old)} (batch {batch}, {timesteps} timesteps), which mixes timesteps or "
+        "samples with features, or takes the batch for time" + call.hint(),
         Code.CAPTURE_REFUSED,
     )
 

@@ -37,9 +37,9 @@ def loading_options(command: F) -> F:
                      "model.pt knows it."),
         click.option("--input-shape", callback=_shape, metavar="C,H,W", help="What the module takes, without batch "
                      "and time; a model.pt knows it."),
-        click.option("--layout", type=click.Choice(["step", "loop", "TB", "BT"]), help="Whether forward is one timestep, "
-                     "loops over all of them, or takes them in one tensor, [T, batch, ...] or [batch, T, ...]; inferred "
-                     "otherwise."),
+        click.option("--layout", type=click.Choice(["step", "loop", "TB", "BT"]), help="Whether forward is one "
+                     "timestep, loops over all of them, or takes them in one tensor, [T, batch, ...] or [batch, T, "
+                     "...]; inferred otherwise."),
         click.option("--readout", type=click.Choice(["mean", "sum", "last", "max"]), help="How the outputs of the "
                      "timesteps become the answer; inferred otherwise."),
         click.option("--temporal/--static", "temporal", default=None, help="Whether the input changes over time; "

@@ -37,7 +37,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     `neurons`: the leaf modules by name, `memoryless` those of them that forget. `interpret`: what an operation
     means, called with this recorder, the operation, its arguments as they were before it, its result and what it
     wrote in place. `batch`, `timesteps`: of this recording; `whole`: whether one forward is all timesteps.
-    `progress`: how many operations the longest forward had. `orders`: how time and batch were seen to lie in tensors that layers and neurons took whole.
+    `progress`: how many operations the longest forward had. `orders`: how time and batch were seen to lie in
+    tensors that layers and neurons took whole.
     Raises `DalifError` out of the module's forward for anything that cannot be captured.
     """
 

@@ -104,6 +104,14 @@ class FoldedIf(nn.Module):
         return torch.stack(out).flatten(0, 1)
 
 
+class FoldedBatchFirst(FoldedIf):
+    """The same for [B * T, ...]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.unflatten(0, (-1, T)).transpose(0, 1).flatten(0, 1)
+        return super().forward(steps).unflatten(0, (T, -1)).transpose(0, 1).flatten(0, 1)
+
+
 class Leaky(nn.Module):
     """spk, mem = lif(x, mem)."""
 
@@ -160,7 +168,8 @@ def register_all() -> None:
     register_neuron(
         LifTB, lambda m: NeuronParameters(alpha=1, beta=m.tau, v_threshold=m.thresh, v_reset=0.1, membrane="v")
     )
-    register_neuron(FoldedIf, lambda m: NeuronParameters(alpha=1, beta=1, v_threshold=m.thresh, reset="subtract"))
+    for cls in (FoldedIf, FoldedBatchFirst):
+        register_neuron(cls, lambda m: NeuronParameters(alpha=1, beta=1, v_threshold=m.thresh, reset="subtract"))
     register_neuron(
         Leaky,
         lambda m: NeuronParameters(alpha=1, beta=m.beta, v_threshold=m.threshold, fires_at="gt", membrane="mem"),
@@ -333,6 +342,15 @@ class Qcfs(Base):
         x = self.lif1(self.first(x.repeat(T, 1, 1, 1)))
         x = self.fc2(self.lif2(self.second(x)))
         return sum(x.chunk(T, dim=0)) / T
+
+
+class FoldedThroughout(Base):
+    """[B * T, ...] throughout, and the results of all timesteps returned like that."""
+
+    neuron = FoldedBatchFirst
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.lif2(self.second(self.lif1(self.first(x.flatten(0, 1))))))
 
 
 class Wrapped(Base):
@@ -604,6 +622,9 @@ STYLES: dict[str, Style] = {
     "TB inside, BT outside": Style(Permuted, "TB", temporal=True),
     "BT, interleaved": Style(Interleaved, "BT", "max"),
     "TB, folded throughout": Style(Qcfs, "TB"),
+    "BT, folded throughout": Style(
+        FoldedThroughout, "BT", "last", temporal=True, arguments={"readout": "last"}
+    ),
     "TB, one-step neurons wrapped": Style(Wrapped, "TB", "last"),
     "TB, DALIF wrapped": Style(DalifTB, "TB"),
     "TB, space averaged first": Style(MeanOfMaps, "TB"),

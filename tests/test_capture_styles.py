@@ -18,6 +18,7 @@ from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Conv2d
 from tests import style_models
+from tests.commands import dalif, done
 from tests.style_models import (
     STYLES,
     TIME_FIRST,
@@ -361,3 +362,20 @@ def test_arguments_that_say_what_is_so_change_nothing(name: str) -> None:
     given: dict[str, Any] = {"layout": style.layout, "temporal": style.temporal, "readout": style.readout}
     model = capture_module(module, example_input=x, timesteps=T, **given)
     assert [node.name for node in model.graph.nodes] == [node.name for node in captured(name)[0].graph.nodes]
+
+
+def test_the_commands_take_layouts_and_find_out_what_changes_over_time(tmp_path: Path) -> None:
+    weights, adapter = tmp_path / "weights.pth", tmp_path / "adapter.py"
+    adapter.write_text("from tests.style_models import register_all\n\nregister_all()\n")
+    torch.save(built("TB, time first")[0].state_dict(), weights)
+    common = ["--to", "onnx", "--adapter", adapter, "-T", T, "--input-shape", "2,8,8", weights, "--force"]
+    ran = done("export", "--model", "tests.style_models:TimeFirst", *common)
+    assert "temporal=True (forward takes no static input, but [batch, 4, ...])" in ran.err
+    assert "layout='TB' (layers take all timesteps in one tensor" in ran.err
+    assert TIME_FIRST in ran.err
+    ran = done("export", "--model", "tests.style_models:Expanded", "--layout", "TB", "--readout", "mean", *common)
+    assert "layout=" not in ran.err
+    assert "temporal=False" in ran.err
+    ran = dalif("export", "--model", "tests.style_models:Expanded", "--layout", "BT", *common)
+    assert ran.status == 2
+    assert "[E0101] layout='BT': the module itself (Expanded) is written in layout 'TB'" in ran.err

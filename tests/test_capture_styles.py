@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,12 @@ from tests.style_models import (
 
 
 @pytest.fixture(autouse=True)
-def _registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def _registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(neurons, "_READERS", {})
     register_all()
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        yield
 
 
 def captured(name: str) -> tuple[CapturedModule, np.ndarray]:
@@ -182,7 +185,7 @@ def test_constants_of_users_neurons_are_float32(how: str) -> None:
             self.lif1, self.lif2 = Chooses(how), Chooses(how)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc2(self.lif2(4 * self.second(self.lif1(self.first(x)))))
+            return self.fc2(self.lif2(4 * self.second(self.lif1(3 * self.first(x)))))
 
     module = Net().eval()
     module.lif1.mem = module.lif2.mem = None

@@ -36,6 +36,7 @@ class CapturedModule:
     layout: Layout
     notes: tuple[str, ...]
     _runner: Runner = field(repr=False)
+    before_reset: frozenset[str] = frozenset()
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """The user's own module in its own dtype: spikes by layer, logits [B, K]; the module is left as found.
@@ -59,9 +60,10 @@ class CapturedModule:
         return self._runner.currents(self.graph.input_spec.module_input(batch))
 
     def membranes(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
-        """Every neuron's potential H[t] after the reset, float64 [B, T, *shape], evaluated as `currents`.
+        """Every neuron's potential H[t] after the reset, float64 [B, T, *shape], evaluated as `currents`; V[t]
+        before the reset for the layers in `before_reset`.
 
-        Of the layers whose reader names the attribute that holds it (`NeuronParameters.membrane`; DALIF's does).
+        Of the layers whose reader names the attribute that holds it (`NeuronParameters.membrane` or `.potential`).
         Raises as `currents`, and UNKNOWN_NEURON where that attribute holds no potential.
         """
         return self._runner.membranes(self.graph.input_spec.module_input(batch))
@@ -131,7 +133,9 @@ def capture_module(
     runner = Runner(
         module=module,
         neurons={name: neurons[name] for name in layers},
-        potentials={name: where for name in layers if (where := parameters[name].membrane) is not None},
+        potentials={
+            name: where for name in layers if (where := parameters[name].membrane or parameters[name].potential)
+        },
         form=form,
         timesteps=timesteps,
         readout=graph.readout.mode,
@@ -140,7 +144,8 @@ def capture_module(
         device=device,
         dtype=dtype,
     )
-    return CapturedModule(graph, form.layout, tuple(notes), runner)
+    before_reset = frozenset(name for name in layers if not parameters[name].membrane)
+    return CapturedModule(graph, form.layout, tuple(notes), runner, before_reset)
 
 
 def _mode(form: Form, found: ReadoutMode | None, given: str | None, timesteps: int) -> ReadoutMode:

@@ -48,11 +48,13 @@ class Code(Enum):
 class DalifError(Exception):
     """What every public function raises for bad input or a refusal.
 
-    Parameters: `code`, one of `Code`; `message`, one line that says what, where, why and the mend.
+    Parameters: `code`, one of `Code`; `message`, one line that says what, where, why and the mend; `lines`, code
+    to write where that is the mend, shown below the message as it is.
     """
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(self, code: Code, message: str, lines: tuple[str, ...] = ()) -> None:
         # One line is a promise of the commands; text quoted from other libraries may have several.
         self.message = " ".join(message.split())
         self.code = code
-        super().__init__(f"[{code.identifier}] {self.message}")
+        self.lines = lines
+        super().__init__("\n".join((f"[{code.identifier}] {self.message}", *lines)))

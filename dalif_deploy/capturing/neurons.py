@@ -16,10 +16,11 @@ from dalif_deploy.capturing.parameters import Alignment, NeuronParameters
 from dalif_deploy.capturing.readers_norse import read_lif_box_cell
 from dalif_deploy.capturing.readers_snntorch import read_leaky
 from dalif_deploy.capturing.readers_spikingjelly import read_if, read_lif, read_plif
+from dalif_deploy.capturing.unknown import registration
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import Array, frozen
 
-__all__ = ["NeuronParameters", "Reader", "fit", "read_parameters", "reader_of", "register_neuron", "registration"]
+__all__ = ["NeuronParameters", "Reader", "fit", "read_parameters", "reader_of", "register_neuron"]
 
 Reader = Callable[[Any], NeuronParameters]
 
@@ -88,7 +89,11 @@ def read_parameters(name: str, module: torch.nn.Module, dtype: torch.dtype) -> N
     reader = reader_of(module, dtype)
     where = f"'{name}' ({type(module).__name__})"
     if reader is None:
-        raise DalifError(Code.UNKNOWN_NEURON, f"{where}: no reader is registered; {registration(type(module))}")
+        raise DalifError(
+            Code.UNKNOWN_NEURON,
+            f"{where}: no reader is registered; complete these lines, and give them in a file with --adapter FILE.py",
+            lines=registration(module),
+        )
     try:
         parameters = reader(module)
     except DalifError as error:
@@ -103,15 +108,6 @@ def read_parameters(name: str, module: torch.nn.Module, dtype: torch.dtype) -> N
             f"{where}: the reader of its class returned {type(parameters).__name__}; it must return NeuronParameters",
         )
     return parameters.in_float32() if dtype is torch.float32 else parameters
-
-
-def registration(cls: type) -> str:
-    """The lines a user writes to make `cls` known."""
-    return (
-        "if it is a neuron, register it: from dalif_deploy import NeuronParameters, register_neuron; "
-        f"register_neuron({cls.__name__}, lambda m: NeuronParameters(alpha=..., beta=..., v_threshold=..., "
-        "v_reset=..., reset='hard' or 'subtract', fires_at='ge' or 'gt'))"
-    )
 
 
 def read_dalif(module: Any) -> NeuronParameters:

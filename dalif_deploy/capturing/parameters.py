@@ -39,7 +39,6 @@ class NeuronParameters:
     `membrane` names the module's attribute that holds the potential after the reset, H; `potential` one that holds
     it before, V. With either, the proof of a capture compares potentials too, and a leak that is slightly wrong is
     found even where it changes no spike.
-    `time_axis`: where one call of the module is all timesteps, the axis of its input that time is.
     Raises `DalifError` (BAD_OPTION, NOT_FINITE).
     """
 
@@ -58,7 +57,6 @@ class NeuronParameters:
     activation: str | None = None
     membrane: str | None = None
     potential: str | None = None
-    time_axis: int | None = None
     aligned: Alignment = "channels"
 
     def __post_init__(self) -> None:

@@ -51,13 +51,11 @@ def _shared(module: Any) -> dict[str, Any]:
     if getattr(module, "_neuron_precision", None) is not None:
         raise refuse("a neuron precision is set, and what it computes then is not read; set none")
     soft = module.v_reset is None
-    several = module.step_mode == "m"
     return {
         "v_threshold": module.v_threshold,
         "v_reset": 0.0 if soft else module.v_reset,
         "initial": 0.0 if soft else module.v_reset,
         "reset": "subtract" if soft else "hard",
         "fires_at": threshold_rule(module.surrogate_function, "its surrogate_function"),
-        "membrane": None if several else "v",
-        "time_axis": 0 if several else None,
+        "membrane": "v",
     }

@@ -44,7 +44,7 @@ class Runner:
 
     `neurons`: its neuron layers by name. `per_step`: whether forward's results are per timestep and are reduced
     here, by `readout`; `time_axis`: where a loop's result has its time axis, if it has one. `potentials`: by layer,
-    the attribute that holds the potential, after the reset or before, where the reader names one.
+    the attribute that holds the potential after the reset, where the reader names one.
     """
 
     module: torch.nn.Module
@@ -88,7 +88,7 @@ class Runner:
         return {name: np.stack(steps, axis=1) for name, steps in heard.items()}
 
     def membranes(self, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-        """The potential at every step, of the layers whose readers name it, float64 [B, T, *shape]."""
+        """The potential after every step's reset, of the layers whose readers name it, float64 [B, T, *shape]."""
         held: dict[str, list[NDArray[np.float64]]] = {name: [] for name in self.potentials}
 
         def called(name: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

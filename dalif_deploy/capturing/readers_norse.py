@@ -45,6 +45,7 @@ def read_lif_box_cell(module: Any, dtype: torch.dtype) -> NeuronParameters:
         reset=_RESETS[name],
         fires_at=threshold_rule(lambda x: _fires(x, p), "its threshold method"),
         update="decay",
+        membrane="v",
         aligned="last",
     )
 

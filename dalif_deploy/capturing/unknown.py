@@ -124,9 +124,9 @@ def _constants(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
 
 def _import(cls: type) -> str:
     home = cls.__module__
-    if home == "__main__":  # what was started as a program is imported by its file's name
-        file = getattr(sys.modules[home], "__file__", None)
-        home = Path(file).stem if file else "your_file"
+    if home == "__main__":  # what was started as a program is imported by its own name
+        spec, file = (getattr(sys.modules[home], key, None) for key in ("__spec__", "__file__"))
+        home = spec.name if spec is not None else Path(file or "your_file").stem
     outer, _, name = cls.__qualname__.rpartition(".")
     if outer:
         return f"from {home} import {name}  # it is defined inside {outer}: move it to the top of its file"

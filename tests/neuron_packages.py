@@ -79,7 +79,7 @@ def calibrated(net: nn.Module, *, mean: float = 0.3, spread: float = 0.5, seed: 
 
 def run(net: nn.Module, x: Tensor) -> Any:
     """All timesteps of `x` [B, T, ...]."""
-    return [net(x[:, t]) for t in range(T)] if isinstance(net, OneStep) else net(x)
+    return [net(x[:, t]) for t in range(T)] if type(net) is OneStep else net(x)
 
 
 def restart(net: nn.Module) -> None:

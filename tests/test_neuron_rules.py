@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dalif_deploy import checkpoint
+from dalif_deploy.certificate import check_certificate
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.equivalence import Arithmetic, Comparer, NeuronStep, Outcome, judge, replay, simulate
 from dalif_deploy.errors import Code, DalifError
@@ -125,6 +126,7 @@ def test_all_runtimes_follow_the_rule(
         snapped, lattices = snap(graph, precision)  # type: ignore[arg-type]
         model = to_onnx(snapped, precision=precision, lattices=lattices)  # type: ignore[arg-type]
         found[f"onnx {precision}"] = onnx_run(model, codes, tmp_path)
+        assert check_certificate(tmp_path / "net.onnx").findings == ()
         found[f"torch {precision}"] = TorchRuntime(snapped, arithmetic=precision).run(codes)  # type: ignore[arg-type]
         found[f"events {precision}"] = EventsRuntime(snapped, arithmetic=precision).run(codes)  # type: ignore[arg-type]
     for name, recording in found.items():
@@ -156,6 +158,7 @@ def test_late_resets_in_feature_maps_of_integer_planes(reset: str, timing: str, 
     snapped, lattices = snap(graph, "exact64")
     model = to_onnx(snapped, precision="exact64", lattices=lattices, outputs="spikes")
     found, expected = onnx_run(model, codes, tmp_path), simulate(snapped, codes.astype(np.float32))
+    assert check_certificate(tmp_path / "net.onnx").findings == ()
     assert any(p.key == "channels_last" and "sn" in p.value for p in model.metadata_props)
     for name in ("sn", "sn2"):
         assert 0.02 < expected.spikes[name].unpack().mean() < 0.6

@@ -306,3 +306,9 @@ def test_a_registered_reader_comes_before_the_built_in_one(monkeypatch: pytest.M
     leaky_class = package("snntorch").Leaky
     monkeypatch.setattr(neurons, "_READERS", {leaky_class: lambda module: NeuronParameters(alpha=1.0, beta=0.5)})
     assert "other parameters or rules than the class uses" in refusal(calibrated(OneStep(leaky()))).message
+
+
+def test_the_documentation_names_every_class_that_is_read() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "neurons.md").read_text()
+    for name in neurons.BUILT_IN:
+        assert f"`{name.rpartition('.')[2]}`" in page, name

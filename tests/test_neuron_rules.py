@@ -347,3 +347,24 @@ def test_what_is_left_at_the_threshold_exactly_may_be_paid_for_or_not() -> None:
     replay(graph, batch, lambda step: bounds.append(step.bound), update="sum")
     assert bounds[0].item() < 1e-6
     assert 0.5 <= bounds[1].item() < 0.5 + 1e-6
+
+
+def test_a_late_reset_follows_the_spike_that_the_candidate_fired() -> None:
+    """At a tie rounding may decide either way; what comes of it is judged by what was fired, not by the replay."""
+    neuron = Neuron(
+        name="sn", inputs=(Edge("fc"),), alpha=frozen(1.0), beta=frozen(1.0), v_threshold=frozen(0.5),
+        reset="subtract", reset_timing="next", fires_at="gt",
+    )  # fmt: skip
+    nodes = [
+        Input(name="input", shape=(1,), temporal=True),
+        Linear(name="fc", inputs=(Edge("input"),), weight=frozen([[1.0]])),
+        neuron,
+        Readout(name="readout", inputs=(Edge("sn"),), mode="sum"),
+    ]  # fmt: skip
+    graph = SpikingGraph(nodes, output="readout", timesteps=2)
+    batch = np.array([[[0.5], [0.25]]], np.float32)
+    for fired, then in ((False, 0.75), (True, 0.25)):
+        found: list[float] = []
+        history = {"sn": SpikeTrain.pack(np.array([[[fired], [False]]]))}
+        replay(graph, batch, lambda step, found=found: found.append(step.potential.item()), history=history)  # type: ignore[misc]
+        assert found == [0.5, then]

@@ -18,7 +18,7 @@ from dalif_deploy import Code, DalifError
 from dalif_deploy.capturing import neurons
 from dalif_deploy.capturing.parameters import NeuronParameters
 from dalif_deploy.deploy.model import Model, captured_model
-from dalif_deploy.equivalence import NeuronStep, Outcome, replay, simulate
+from dalif_deploy.equivalence import Arithmetic, NeuronStep, Outcome, replay, simulate
 from dalif_deploy.nodes import Neuron
 from dalif_deploy.recording import SpikeTrain
 from tests.neuron_packages import OneStep, T, calibrated, frames, package, restart
@@ -240,6 +240,7 @@ def test_the_module_is_judged_by_its_own_formula() -> None:
 
         replay(model.graph, x.numpy(), visit, history=silent, update=update)  # type: ignore[arg-type]
     assert ratios["own"] <= 1.0 < ratios["sum"]
+    assert Arithmetic.of_module(model.graph, "float32").update == "own"
 
 
 # ---- refusals

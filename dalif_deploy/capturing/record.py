@@ -157,7 +157,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except DalifError as error:
             operation = str(func.overloadpacket).removeprefix("aten.")
             running = tuple(module for module in self._running if module is not self._root)
-            raise with_registration(error, running, self.tracked, operation) from error
+            told = with_registration(error, running, self.tracked, operation)
+            if told is error:
+                raise
+            raise told from None
         self.buffers.selected(func, args, out)
         return out
 

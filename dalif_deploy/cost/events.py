@@ -68,8 +68,8 @@ class EventCounter:
                 if t and node.name in self._graph.after_readout:
                     continue
                 self._places[node.name] += np.count_nonzero(values.into(node, t), axis=0)
-            for node in self._summed:
-                self._total[node.name] += int(values.into(node, t).sum(dtype=np.float64))
+            for reader in self._summed:
+                self._total[reader.name] += int(values.into(reader, t).sum(dtype=np.float64))
             values.forget()
 
     @property

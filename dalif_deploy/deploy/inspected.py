@@ -16,7 +16,7 @@ from dalif_deploy.nodes import Array, ResetRule, ThresholdRule
 
 Kind = Literal["model", "nir", "onnx"]
 LEAKS: Mapping[str, str] = {
-    "decays": "0 < beta < 1: tau = -1 / ln beta, the timesteps in which a potential without input falls to 1/e",
+    "decays": "tau = -1 / ln beta, the timesteps to 1/e of a potential without input",
     "never decays": "beta = 1: a potential without input stays",
     "forgets": "beta = 0: nothing is kept from one timestep to the next",
     "alternates": "beta < 0: a potential without input changes its sign at every timestep",

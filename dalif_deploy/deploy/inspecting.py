@@ -59,9 +59,9 @@ def inspect(
     """Look into a model or an exported file.
 
     `source`: whatever `export` takes, or a file that it wrote. `data`: inputs [N, ...] or [N, T, ...], on which
-    firing rates and ACs are measured: of a model or .nir by the graph in float64, of an .onnx by ONNX Runtime. None
-    takes the spikes that a model.pt stores with its samples; without those there are no rates. `samples`: at most
-    so many of them. `options`: how to read the model.
+    firing rates and ACs are measured: of a model.pt or .nir by its graph in float64, of code by the module itself,
+    of an .onnx by ONNX Runtime. None takes the spikes that a model.pt stores with its samples; without those there
+    are no rates. `samples`: at most so many of them. `options`: how to read the model.
     Raises `DalifError`: what opening the source raises; BAD_OPTION; WRONG_SHAPE, BAD_DATA, NOT_FINITE.
     """
     given = Data(data, None, "the given data") if isinstance(data, np.ndarray) else data
@@ -78,10 +78,8 @@ def inspect(
                 raise DalifError(Code.BAD_OPTION, f"{path}: an .onnx says itself how it is read; leave those options")
             return _of_file(open_exported(path), given, progress)
         kind = "nir" if found == "hdf5" else "model"
-    if given is None:
-        # Nothing will be said about spikes, so none have to be proved.
-        options = replace(options, structure_only=True)
-    model = open_model(source, options)
+    # What a module fires is asked of the module itself: its capture has no spikes to prove.
+    model = open_model(source, replace(options, structure_only=True))
     return _of_model(model, kind, given, samples, progress)
 
 
@@ -106,8 +104,8 @@ def _of_model(
     except DalifError as error:
         notes.append(f"what it costs when it is folded is not known: {error.message}")
     fired = _fired(model, folded, data, samples, progress)
-    if fired is None and model.captured is not None:
-        notes.append("the capture was not proved, since nothing was run; dalif-export does that")
+    if model.captured is not None:
+        notes.append("the capture was not proved spike for spike; dalif-export does that")
     events = None if fired is None else fired.events
     operations = operations_of(graph, form)
     unknown = [f"{node.name} ({node.kind})" for node in operations if not node.counted]
@@ -120,7 +118,7 @@ def _of_model(
     counted = None if fired is None else fired.folded
     path = model.path
     return Inspection(
-        source=str(path) if path is not None else model.layout,
+        source=str(path) if path is not None else "graph" if model.layout == "graph" else "module",
         kind=kind,
         sha256=model.sha256,
         input=graph.input_spec,
@@ -151,7 +149,7 @@ def _fired(
     batches: Iterator[Batch]
     if data is not None:
         origin, count = data.origin, len(data.inputs)
-        batches = _run(graph, data)
+        batches = _run(model, data)
     elif model.samples is not None and model.captured is None:
         stored = model.data(samples)
         origin, count = f"{stored.origin}, as the module itself fired on them", len(stored.inputs)
@@ -171,12 +169,12 @@ def _fired(
     return _Fired(origin, events, events if after is None and same else after.events() if after else None)
 
 
-def _run(graph: SpikingGraph, data: Data) -> Iterator[Batch]:
-    spec = graph.input_spec
-    runtime = TorchRuntime(graph)
+def _run(model: Model, data: Data) -> Iterator[Batch]:
+    graph = model.graph
+    run = TorchRuntime(graph).run if model.captured is None else model.captured.run
     for batch in data.batches(_batch_size(graph)):
-        inputs = spec.module_input(batch)
-        yield inputs, runtime.run(batch).spikes
+        inputs = graph.input_spec.module_input(batch)
+        yield inputs, run(batch).spikes
 
 
 def _stored(graph: SpikingGraph, data: Data, recording: Recording) -> Iterator[Batch]:
@@ -255,10 +253,11 @@ def _of_file(file: ExportedFile, data: Data | None, progress: Progress | None) -
         InspectedLayer(
             name=layer.name,
             shape=layer.shape,
-            **{
-                key: frozen(getattr(layer, key))
-                for key in ("alpha", "beta", "v_threshold", "v_reset", "potential_scale")
-            },
+            alpha=frozen(layer.alpha),
+            beta=frozen(layer.beta),
+            v_threshold=frozen(layer.v_threshold),
+            v_reset=frozen(layer.v_reset),
+            potential_scale=frozen(layer.potential_scale),
             reset=layer.reset,
             fires_at=layer.fires_at,
             rates=rates.get(layer.name),

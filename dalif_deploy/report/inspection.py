@@ -41,7 +41,7 @@ def print_inspection(found: Inspection, console: Console | None = None) -> None:
         _say(console, f"{leak}: {LEAKS[leak]}", style="dim")
     if found.cost is not None:
         console.print(_cost_table(found))
-        _say(console, "one sample over all timesteps; energy: 4.6 pJ a MAC, 0.9 pJ an AC (45 nm, float32)", style="dim")
+        _say(console, "one sample, all timesteps; mJ: 4.6 pJ a MAC, 0.9 pJ an AC (45 nm, float32)", style="dim")
     if found.vacuous:
         _say(console, f"fired never or always: {', '.join(found.vacuous)}", style="bold red")
     for note in found.notes:
@@ -145,30 +145,30 @@ def _layer_table(found: Inspection, columns: Iterable[_Column]) -> Table:
 
 def _cost_table(found: Inspection) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("cost of one sample", overflow="fold")
+    table.add_column("one sample", no_wrap=True)
     measured = found.samples is not None
-    headings = ["MACs", "ACs", "FLOPs", "parameters", "energy"]
+    headings = ["MACs", "ACs", "FLOPs", "parameters", "mJ"]
     for heading in headings if measured else ["MACs", "FLOPs", "parameters"]:
         table.add_column(heading, justify="right", no_wrap=True)
 
     def add(title: str, cells: dict[str, str], style: str | None = None) -> None:
         table.add_row(title, *(cells.get(str(column.header), "") for column in table.columns[1:]), style=style)
 
-    for title, cost in (("as trained", found.cost), ("folded", found.folded)):
-        if cost is None or (title == "as trained" and found.kind == "nir"):
+    for title, cost in (("trained", found.cost), ("folded", found.folded)):
+        if cost is None or (title == "trained" and found.kind == "nir"):
             continue
         cells = {"MACs": f"{cost.macs:,}", "FLOPs": f"{cost.flops:,}", "parameters": f"{cost.params:,}"}
-        energy = "" if cost.energy_mj is None else f"{cost.energy_mj:.4f} mJ"
-        add(title, {**cells, "ACs": _whole(cost.acs), "energy": energy})
+        energy = "" if cost.energy_mj is None else f"{cost.energy_mj:.4f}"
+        add(title, {**cells, "ACs": _whole(cost.acs), "mJ": energy})
     if (driven := found.event_driven) is not None:
-        add("folded, event-driven", {"MACs": f"{driven.macs:,}", "ACs": _whole(driven.synaptic_operations)})
+        add("event-driven", {"MACs": f"{driven.macs:,}", "ACs": _whole(driven.synaptic_operations)})
     if found.syops is not None and found.neurobench is not None:
         table.add_section()
         syops, bench = found.syops, found.neurobench
         cells = {"MACs": f"{syops.macs:,}", "ACs": _whole(syops.acs), "FLOPs": f"{syops.total:,}"}
-        add("as syops counts", cells, "dim")
+        add("syops", cells, "dim")
         cells = {"MACs": _whole(bench.effective_macs), "ACs": _whole(bench.effective_acs), "FLOPs": f"{bench.dense:,}"}
-        add("as NeuroBench counts", cells, "dim")
+        add("NeuroBench", cells, "dim")
     return table
 
 
@@ -182,7 +182,8 @@ def _short(value: int | None) -> str:
         return ""
     for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
         if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+            digits = f"{value / size:#.3g}" if value < 999.5 * size else f"{value / size:,.0f}"
+            return f"{digits.rstrip('.')} {unit}"
     return f"{value}"
 
 

@@ -45,7 +45,7 @@ def plot_rates(found: Inspection, path: Path) -> None:
     numbered = rates.size <= CELLS_WITH_NUMBERS and timesteps <= 20
     names = [layer.name for layer in layers]
     label = max(len(name) for name in names)
-    width = 2.4 + 0.075 * label + max(2.8, (0.5 if numbered else 0.22) * min(timesteps, 60)) + 2.4
+    width = 2.4 + 0.075 * label + max(2.8, (0.5 if numbered else 0.22) * min(timesteps, 60)) + 2.6
     figure = Figure(figsize=(width, 1.5 + 0.26 * max(count, 4)), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     grid, bars = figure.subplots(1, 2, sharey=True, width_ratios=[max(2.8, 0.5 * min(timesteps, 20)), 2.0])
@@ -70,7 +70,8 @@ def plot_rates(found: Inspection, path: Path) -> None:
     bars.tick_params(axis="y", left=False)
     bars.spines[["top", "right"]].set_visible(False)
     bars.set_title("over all timesteps", fontsize=9)
-    figure.colorbar(drawn, ax=bars, format=PercentFormatter(1.0, decimals=0), fraction=0.08, pad=0.04)
+    if not numbered:
+        figure.colorbar(drawn, ax=grid, format=PercentFormatter(1.0, decimals=0), fraction=0.05, pad=0.02)
     figure.suptitle(f"Firing rates of {Path(found.source).name} ({found.samples} samples)", fontsize=10)
     with written_whole(path) as temporary:
         figure.savefig(temporary, metadata={"Software": None} if path.suffix.lower() == ".png" else None)

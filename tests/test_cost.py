@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from dalif_deploy import DALIF, DalifError, Encoding, SpikingGraph, capture, fold, reset
+from dalif_deploy import DALIF, DalifError, Encoding, LoadOptions, SpikingGraph, capture, fold, reset
 from dalif_deploy.capturing import capture_module
 from dalif_deploy.cost import (
     Cost,
@@ -372,7 +372,7 @@ def test_the_input_is_fed_to_macs_even_where_it_is_spikes() -> None:
 
 
 def test_a_static_input_of_spikes_is_an_event_once() -> None:
-    """Weights that spikes of the input feed, the same at every timestep, are computed once by an event-driven machine."""
+    """An event-driven machine computes weights once that the same spikes of the input feed at every timestep."""
     graph = small(conv("c1", "input"), neuron("s1", "c1"), kind="spike", timesteps=4)
     batch = np.zeros((2, 2, 4, 4), np.float32)
     batch[0, 0, 1, 1] = batch[1, 1, 2, 2] = batch[1, 0, 0, 0] = 1.0
@@ -504,6 +504,33 @@ def test_means_are_rounded_in_whole_numbers(total: int, samples: int, mean: int)
     assert per_sample(total, samples) == mean
     huge = 10**18 + 1  # a float would lose the 1
     assert per_sample(huge * samples, samples) == huge
+
+
+class Noted(Counted):
+    """Notes how many samples each call is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.rows.append(len(x))
+        return super().forward(x)
+
+
+def test_without_data_a_module_is_captured_and_no_more() -> None:
+    options = LoadOptions(timesteps=TIMESTEPS, input_shape=(2, 7, 7), layout="step", temporal=False, readout="mean")
+    network = Noted().eval()
+    assert inspect(network, options=options).samples is None
+    assert 0 < sum(network.rows) <= 4 * TIMESTEPS
+    captured = list(network.rows)
+    many = np.concatenate([images()] * 5)
+    found = inspect(network, data=many, options=options)
+    assert found.samples == len(many)
+    # On data it is the module itself that fires.
+    assert network.rows[len(captured) :] == captured + [len(many)] * TIMESTEPS
+    assert found.cost is not None
+    assert found.cost.acs == 1279
 
 
 def test_samples_must_be_at_least_one() -> None:

@@ -22,23 +22,19 @@ from typing import Literal
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import (
     WEIGHTED,
-    Add,
     BatchNorm,
     Conv2d,
-    Flatten,
     Input,
     Linear,
     Neuron,
     Node,
     Pool2d,
-    Readout,
     Scale,
-    Zeros,
 )
 
 Form = Literal["trained", "folded"]
-FREE = (Input, Zeros, Flatten, Add, Readout)
-"""Kinds that the rule counts nothing for."""
+FREE = frozenset({"Input", "Zeros", "Flatten", "Add", "Concat", "Readout"})
+"""Names of the kinds that the rule counts nothing for."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def _of(graph: SpikingGraph, node: Node, form: Form) -> NodeOperations:
         return _elementwise(node, 0, runs, (2 if form == "trained" else 1) * elements)
     if isinstance(node, Pool2d):
         return NodeOperations(name, kind, 0, runs, flops=runs * elements)
-    if isinstance(node, FREE):
+    if kind in FREE:
         return NodeOperations(name, kind, 0, runs)
     return NodeOperations(name, kind, sum(array.size for array in node.arrays().values()), runs, counted=False)
 

@@ -3,6 +3,8 @@
 from dalif_deploy.certificate import check_certificate
 from dalif_deploy.deploy.data import Data, read_data
 from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
+from dalif_deploy.deploy.inspected import InspectedLayer, Inspection
+from dalif_deploy.deploy.inspecting import inspect
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.probing import probe
 from dalif_deploy.deploy.rejudging import judge_again
@@ -15,12 +17,15 @@ __all__ = [
     "Data",
     "DivergentError",
     "ExportResult",
+    "InspectedLayer",
+    "Inspection",
     "LoadOptions",
     "Model",
     "capture",
     "check_certificate",
     "decide_again",
     "export",
+    "inspect",
     "judge_again",
     "load",
     "open_model",

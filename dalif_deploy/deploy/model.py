@@ -33,6 +33,8 @@ class LoadOptions:
     `factory`, `arguments`: "package.module:factory" that builds the module, and its keyword arguments.
     `adapter`: a Python file run before. `trust_pickle`: unpickle a pickled module, which runs its code.
     `timesteps`, `input_shape` (without batch and time), `layout`, `readout`, `temporal`: as for `capture`.
+    `structure_only`: a module that has to be captured is, without proof on samples, which it then has none of; for
+    looking at it only.
     """
 
     factory: str | None = None
@@ -44,6 +46,7 @@ class LoadOptions:
     layout: str | None = None
     readout: str | None = None
     temporal: bool | None = None
+    structure_only: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +124,12 @@ def captured_model(
     encoding: Encoding | None = None,
     class_names: tuple[str, ...] = (),
     samples: torch.Tensor | NDArray[np.generic] | None = None,
+    proved: bool = True,
 ) -> Model:
     """Capture a module, prove the capture on the samples, and keep the spikes that the module fired on them.
 
     `samples`: data, [N, ...] or [N, T, ...], codes where the encoding is uint8; the example input where None.
+    `proved`: False leaves out the proof, and with it the samples.
     """
     encoding = encoding or Encoding()
     inputs = _array(example_input if samples is None else samples)
@@ -136,6 +141,8 @@ def captured_model(
         module, example_input=example, timesteps=timesteps, layout=layout, readout=readout, temporal=temporal,
         encoding=encoding, class_names=class_names,
     )  # fmt: skip
+    if not proved:
+        return Model(captured.graph, captured.layout, captured.notes, captured=captured)
     dtype = _dtype(module)
     data = Data(inputs, None, "the samples")
     spec = captured.graph.input_spec
@@ -154,10 +161,11 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
         )  # fmt: skip
     rng = np.random.default_rng(0)
     time = (options.timesteps,) if options.temporal else ()
-    example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
+    count = 1 if options.structure_only else SEEDED_SAMPLES
+    example = rng.random((count, *time, *options.input_shape), dtype=np.float32)
     return captured_model(
         module, example_input=example, timesteps=options.timesteps, layout=options.layout,
-        readout=options.readout, temporal=options.temporal,
+        readout=options.readout, temporal=options.temporal, proved=not options.structure_only,
     )  # fmt: skip
 
 
@@ -179,7 +187,7 @@ def _from_torch(path: Path, options: LoadOptions) -> Model:
                 "with --model package.module:factory",
             ) from error
         return _from_module(module, options)
-    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))
+    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps", "structure_only"))
     model = Model(stored.graph, stored.layout, stored.notes, stored.samples)
     return model if options.timesteps in (None, stored.graph.timesteps) else _other_timesteps(model, options.timesteps)
 
@@ -198,7 +206,7 @@ def _other_timesteps(model: Model, timesteps: int | None) -> Model:
 def _from_nir(path: Path, options: LoadOptions) -> Model:
     from dalif_deploy.capturing.nir import read_nir
 
-    _refuse_options(path, options, allowed=("adapter", "trust_pickle"))
+    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
     return Model(read_nir(path), "step", ("the model is a NIR file: it is its own reference",))
 
 

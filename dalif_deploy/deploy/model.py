@@ -16,8 +16,10 @@ from dalif_deploy.capturing import CapturedModule, capture_module
 from dalif_deploy.checkpoint import Samples
 from dalif_deploy.deploy.data import Data, seeded_data
 from dalif_deploy.deploy.files import kind_of, sha256
+from dalif_deploy.deploy.oddities import described, described_folder
 from dalif_deploy.deploy.proof import prove_capture
-from dalif_deploy.deploy.wild import build_module, load_weights, run_adapter, unpickle
+from dalif_deploy.deploy.weights import load_weights
+from dalif_deploy.deploy.wild import build_module, only_module, read_safetensors, run_adapter, unpickle
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.equivalence import Precision
 from dalif_deploy.errors import Code, DalifError
@@ -30,13 +32,16 @@ SEEDED_SAMPLES = 16
 class LoadOptions:
     """How to read a MODEL that does not say everything itself; one meaning in every command.
 
-    `factory`, `arguments`: "package.module:factory" that builds the module, and its keyword arguments.
+    `factory`, `arguments`: "package.module:factory" that builds the module, and its keyword arguments. `state_key`:
+    which state_dict of a checkpoint is meant, where several fit the module.
     `adapter`: a Python file run before. `trust_pickle`: unpickle a pickled module, which runs its code.
     `timesteps`, `input_shape` (without batch and time), `layout`, `readout`, `temporal`: as for `capture`.
+    `examples`: data [N, ...] or [N, T, ...] to capture a module on, in place of random numbers; says the shape too.
     """
 
     factory: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    state_key: str | None = None
     adapter: Path | None = None
     trust_pickle: bool = False
     timesteps: int | None = None
@@ -44,6 +49,7 @@ class LoadOptions:
     layout: str | None = None
     readout: str | None = None
     temporal: bool | None = None
+    examples: NDArray[np.generic] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +94,8 @@ def open_model(source: str | Path | torch.nn.Module | SpikingGraph | Model, opti
     if isinstance(source, torch.nn.Module):
         return _from_module(source, options)
     path = Path(source)
+    if path.is_dir() and (what := described_folder(path)):
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: {what}")
     kind = kind_of(path)
     if options.adapter is not None:
         run_adapter(options.adapter)
@@ -100,13 +108,10 @@ def open_model(source: str | Path | torch.nn.Module | SpikingGraph | Model, opti
             Code.FOREIGN_FILE, f"{path}: an ONNX file is what comes out; give the model that it was made from"
         )
     elif kind == "safetensors":
-        raise DalifError(
-            Code.FOREIGN_FILE, f"{path}: safetensors files are not read yet; save the state_dict with torch.save"
-        )
+        model = _from_safetensors(path, options)
     else:
-        raise DalifError(
-            Code.FOREIGN_FILE, f"{path}: neither a PyTorch nor a NIR file; give a model.pt, a checkpoint or a .nir"
-        )
+        other = described(path) or "neither a PyTorch nor a NIR file; give a model.pt, a checkpoint or a .nir"
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: {other}")
     return replace(model, path=path, sha256=sha256(path))
 
 
@@ -147,14 +152,23 @@ def captured_model(
 def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
     if options.timesteps is None:
         raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
-    if options.input_shape is None:
+    example = options.examples
+    if example is not None:
+        example = example[:SEEDED_SAMPLES]
+        if options.input_shape is not None and example.shape[-len(options.input_shape) :] != options.input_shape:
+            raise DalifError(
+                Code.WRONG_SHAPE,
+                f"data of shape {list(example.shape)}: --input-shape says {list(options.input_shape)}; leave it out",
+            )
+    elif options.input_shape is None:
         raise DalifError(
             Code.AMBIGUOUS, "the module does not say what it takes; give --input-shape, such as 3,32,32, without "
             "batch and time"
         )  # fmt: skip
-    rng = np.random.default_rng(0)
-    time = (options.timesteps,) if options.temporal else ()
-    example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
+    else:
+        rng = np.random.default_rng(0)
+        time = (options.timesteps,) if options.temporal else ()
+        example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
     return captured_model(
         module, example_input=example, timesteps=options.timesteps, layout=options.layout,
         readout=options.readout, temporal=options.temporal,
@@ -163,25 +177,47 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
 
 def _from_torch(path: Path, options: LoadOptions) -> Model:
     if options.factory is not None:
+        # Built first: a checkpoint may hold objects of classes that the user's code makes known.
         module = build_module(options.factory, options.arguments)
-        load_weights(module, path)
-        return _from_module(module, options)
+        content = _content(path, options)
+        if isinstance(content, Mapping) and content.get("format") == checkpoint.FORMAT:
+            _refuse_options(path, options, allowed=())
+        return _with_weights(module, content, path, options)
     try:
         stored = checkpoint.read(path)
     except DalifError as error:
         if error.code is not Code.PICKLED or not options.trust_pickle:
             raise
-        module = unpickle(path)
-        if not isinstance(module, torch.nn.Module):
-            raise DalifError(
-                Code.FOREIGN_FILE,
-                f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed; name the code that builds it "
-                "with --model package.module:factory",
-            ) from error
-        return _from_module(module, options)
+        return _from_module(only_module(unpickle(path), path), options)
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))
     model = Model(stored.graph, stored.layout, stored.notes, stored.samples)
     return model if options.timesteps in (None, stored.graph.timesteps) else _other_timesteps(model, options.timesteps)
+
+
+def _content(path: Path, options: LoadOptions) -> Any:
+    """What a PyTorch file holds; unpickled only where it must be and that was allowed."""
+    try:
+        return checkpoint.load_plain(path)
+    except DalifError as error:
+        if error.code is not Code.PICKLED or not options.trust_pickle:
+            raise
+        return unpickle(path)
+
+
+def _from_safetensors(path: Path, options: LoadOptions) -> Model:
+    if options.factory is None:
+        raise DalifError(
+            Code.FOREIGN_FILE,
+            f"{path}: holds tensors only; name the code that builds the module with --model package.module:factory",
+        )
+    content = read_safetensors(path)
+    return _with_weights(build_module(options.factory, options.arguments), content, path, options)
+
+
+def _with_weights(module: torch.nn.Module, content: Any, path: Path, options: LoadOptions) -> Model:
+    notes = load_weights(module, content, path, key=options.state_key)
+    model = _from_module(module, options)
+    return replace(model, notes=(*notes, *model.notes))
 
 
 def _other_timesteps(model: Model, timesteps: int | None) -> Model:
@@ -205,7 +241,7 @@ def _from_nir(path: Path, options: LoadOptions) -> Model:
 def _refuse_options(path: Path, options: LoadOptions, *, allowed: tuple[str, ...]) -> None:
     names = {"factory": "--model", "arguments": "--model-arg"}
     for key, value in vars(options).items():
-        if key not in allowed and value not in (None, False, {}):
+        if key not in (*allowed, "examples") and value not in (None, False, {}):
             option = names.get(key, "--" + key.replace("_", "-"))
             raise DalifError(Code.BAD_OPTION, f"{path}: says this itself; leave out {option}")
 

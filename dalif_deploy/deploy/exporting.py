@@ -82,8 +82,7 @@ def export(
     if to not in (known := (*format_names(), "pt")):
         raise DalifError(Code.BAD_OPTION, f"--to {to}: unknown; there are {', '.join(known)}")
     given = Data(data, None, "the given data") if isinstance(data, np.ndarray) else data
-    options = options or LoadOptions()
-    opened = open_model(model, options if given is None else replace(options, examples=given.inputs))
+    opened = open_model(model, options or LoadOptions(), given)
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
     check_output(target, model=opened.path, force=force, data=None if given is None else given.path)

@@ -81,14 +81,21 @@ def precision_of(dtype: np.dtype[Any] | str) -> Precision:
     return "float64" if np.dtype(dtype) == np.float64 else "float32"
 
 
-def open_model(source: str | Path | torch.nn.Module | SpikingGraph | Model, options: LoadOptions) -> Model:
+def open_model(
+    source: str | Path | torch.nn.Module | SpikingGraph | Model,
+    options: LoadOptions,
+    data: Data | NDArray[np.generic] | None = None,
+) -> Model:
     """Read or capture a model.
 
     `source`: a path (recognised by content), a module (captured and proved; `options` gives timesteps and
-    input shape), or a graph. Raises `DalifError` with any code of the E01 and E02 groups.
+    input shape), or a graph. `data`: what it will be run on, where there is any; a module is then captured on its
+    first samples rather than on random numbers, and need not say its input's shape. Raises `DalifError` with any code of the E01 and E02 groups.
     """
     if isinstance(source, Model):
         return source
+    if data is not None:
+        options = replace(options, examples=data.inputs if isinstance(data, Data) else data)
     if isinstance(source, SpikingGraph):
         return Model(source, "graph")
     if isinstance(source, torch.nn.Module):
@@ -163,7 +170,7 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
     elif options.input_shape is None:
         raise DalifError(
             Code.AMBIGUOUS, "the module does not say what it takes; give --input-shape, such as 3,32,32, without "
-            "batch and time"
+            "batch and time, or --data"
         )  # fmt: skip
     else:
         rng = np.random.default_rng(0)

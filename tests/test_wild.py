@@ -450,9 +450,7 @@ INDEX = {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.bin", "b": "m
         (lambda path: path.write_bytes(b"\x00" * 600), "neither a PyTorch nor a NIR file"),
     ],
 )  # fmt: skip
-def test_what_is_no_checkpoint_is_called_what_it_is(
-    tmp_path: Path, write: Callable[[Path], object], said: str
-) -> None:
+def test_what_is_no_checkpoint_is_called_what_it_is(tmp_path: Path, write: Callable[[Path], object], said: str) -> None:
     path = tmp_path / "model.pth"
     write(path)
     for factory in ((), ("--model", "tests.commands:Small", "-T", 2, "--input-shape", 4)):

@@ -78,9 +78,10 @@ def load_options(values: dict[str, Any]) -> Any:
     return LoadOptions(
         factory=values.pop("factory"),
         arguments=_arguments(values.pop("model_args")),
+        state_key=values.pop("state_key"),
         **{
             key: values.pop(key)
-            for key in ("state_key", "adapter", "trust_pickle", "timesteps", "input_shape", "layout", "readout", "temporal")
+            for key in ("adapter", "trust_pickle", "timesteps", "input_shape", "layout", "readout", "temporal")
         },
     )
 

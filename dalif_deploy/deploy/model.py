@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -90,36 +90,97 @@ def open_model(
 
     `source`: a path (recognised by content), a module (captured and proved; `options` gives timesteps and
     input shape), or a graph. `data`: what it will be run on, where there is any; a module is then captured on its
-    first samples rather than on random numbers, and need not say its input's shape. Raises `DalifError` with any code of the E01 and E02 groups.
+    first samples rather than on random numbers, and need not say its input's shape.
+    Raises `DalifError` with any code of the E01 and E02 groups.
     """
     if isinstance(source, Model):
         return source
-    if data is not None:
-        options = replace(options, examples=data.inputs if isinstance(data, Data) else data)
+    options = examples_of(options, data)
     if isinstance(source, SpikingGraph):
         return Model(source, "graph")
     if isinstance(source, torch.nn.Module):
         return _from_module(source, options)
     path = Path(source)
+    kind = _kind(path)  # a file that is not there is told before anyone's code runs
+    if options.adapter is not None:
+        run_adapter(options.adapter)
+    if (made := module_in(path, options)) is not None:
+        module, notes = made
+        model = _from_module(module, options)
+        model = replace(model, notes=(*notes, *model.notes))
+    elif kind == "hdf5":
+        model = _from_nir(path, options)
+    else:
+        model = _from_torch(path, options)
+    return replace(model, path=path, sha256=sha256(path))
+
+
+def examples_of(options: LoadOptions, data: Data | NDArray[np.generic] | None) -> LoadOptions:
+    """`options` with `data` to capture on, where there is any."""
+    return options if data is None else replace(options, examples=data.inputs if isinstance(data, Data) else data)
+
+
+def module_in(path: Path, options: LoadOptions) -> tuple[torch.nn.Module, tuple[str, ...]] | None:
+    """The user's module that a file and `options` make, with its weights, and what was inferred; None where the file
+    holds a graph.
+
+    Raises `DalifError` as `build_module`, `load_weights` and `load_plain` do; FOREIGN_FILE.
+    """
+    kind = _kind(path)
+    if options.factory is None:
+        if kind == "safetensors":
+            raise DalifError(
+                Code.FOREIGN_FILE,
+                f"{path}: holds tensors only; name the code that builds the module with --model package.module:factory",
+            )
+        if kind == "torch" and options.trust_pickle and isinstance(content := _content(path, options), _Unpickled):
+            return only_module(content.value, path), ()
+        return None
+    if kind == "hdf5":
+        return None
+    # Built before the file is read: unpickling, where it is allowed, may need classes of the user's code.
+    module = build_module(options.factory, options.arguments)
+    content = read_safetensors(path) if kind == "safetensors" else _content(path, options)
+    if isinstance(content, _Unpickled):
+        content = content.value
+    if isinstance(content, Mapping) and content.get("format") == checkpoint.FORMAT:
+        _refuse_options(path, options, allowed=())
+    return module, load_weights(module, content, path, key=options.state_key)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unpickled:
+    value: Any
+
+
+def _content(path: Path, options: LoadOptions) -> Any:
+    """What a PyTorch file holds; unpickled, and marked so, only where it must be and that was allowed."""
+    try:
+        return checkpoint.load_plain(path)
+    except DalifError as error:
+        if error.code is not Code.PICKLED or not options.trust_pickle:
+            raise
+        return _Unpickled(unpickle(path))
+
+
+def _kind(path: Path) -> Literal["torch", "hdf5", "safetensors"]:
+    """What a MODEL's file is. Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE for what holds none."""
     if path.is_dir() and (what := described_folder(path)):
         raise DalifError(Code.FOREIGN_FILE, f"{path}: {what}")
     kind = kind_of(path)
-    if options.adapter is not None:
-        run_adapter(options.adapter)
-    if kind == "torch":
-        model = _from_torch(path, options)
-    elif kind == "hdf5":
-        model = _from_nir(path, options)
-    elif kind == "onnx":
+    if kind == "onnx":
         raise DalifError(
             Code.FOREIGN_FILE, f"{path}: an ONNX file is what comes out; give the model that it was made from"
         )
-    elif kind == "safetensors":
-        model = _from_safetensors(path, options)
-    else:
+    if kind == "unknown":
         other = described(path) or "neither a PyTorch nor a NIR file; give a model.pt, a checkpoint or a .nir"
         raise DalifError(Code.FOREIGN_FILE, f"{path}: {other}")
-    return replace(model, path=path, sha256=sha256(path))
+    return kind
+
+
+def training_graph(module: torch.nn.Module, options: LoadOptions) -> SpikingGraph:
+    """What capturing a module gives, not proved. Raises `DalifError` as `capture_module` does."""
+    return capture_module(module, **_arguments(options)).graph
 
 
 def captured_model(
@@ -157,6 +218,11 @@ def captured_model(
 
 
 def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
+    return captured_model(module, **_arguments(options))
+
+
+def _arguments(options: LoadOptions) -> dict[str, Any]:
+    """What capture is given."""
     if options.timesteps is None:
         raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
     example = options.examples
@@ -176,55 +242,20 @@ def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
         rng = np.random.default_rng(0)
         time = (options.timesteps,) if options.temporal else ()
         example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
-    return captured_model(
-        module, example_input=example, timesteps=options.timesteps, layout=options.layout,
-        readout=options.readout, temporal=options.temporal,
-    )  # fmt: skip
+    return {
+        "example_input": example,
+        "timesteps": options.timesteps,
+        "layout": options.layout,
+        "readout": options.readout,
+        "temporal": options.temporal,
+    }
 
 
 def _from_torch(path: Path, options: LoadOptions) -> Model:
-    if options.factory is not None:
-        # Built first: a checkpoint may hold objects of classes that the user's code makes known.
-        module = build_module(options.factory, options.arguments)
-        content = _content(path, options)
-        if isinstance(content, Mapping) and content.get("format") == checkpoint.FORMAT:
-            _refuse_options(path, options, allowed=())
-        return _with_weights(module, content, path, options)
-    try:
-        stored = checkpoint.read(path)
-    except DalifError as error:
-        if error.code is not Code.PICKLED or not options.trust_pickle:
-            raise
-        return _from_module(only_module(unpickle(path), path), options)
+    stored = checkpoint.read(path)
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))
     model = Model(stored.graph, stored.layout, stored.notes, stored.samples)
     return model if options.timesteps in (None, stored.graph.timesteps) else _other_timesteps(model, options.timesteps)
-
-
-def _content(path: Path, options: LoadOptions) -> Any:
-    """What a PyTorch file holds; unpickled only where it must be and that was allowed."""
-    try:
-        return checkpoint.load_plain(path)
-    except DalifError as error:
-        if error.code is not Code.PICKLED or not options.trust_pickle:
-            raise
-        return unpickle(path)
-
-
-def _from_safetensors(path: Path, options: LoadOptions) -> Model:
-    if options.factory is None:
-        raise DalifError(
-            Code.FOREIGN_FILE,
-            f"{path}: holds tensors only; name the code that builds the module with --model package.module:factory",
-        )
-    content = read_safetensors(path)
-    return _with_weights(build_module(options.factory, options.arguments), content, path, options)
-
-
-def _with_weights(module: torch.nn.Module, content: Any, path: Path, options: LoadOptions) -> Model:
-    notes = load_weights(module, content, path, key=options.state_key)
-    model = _from_module(module, options)
-    return replace(model, notes=(*notes, *model.notes))
 
 
 def _other_timesteps(model: Model, timesteps: int | None) -> Model:

@@ -26,6 +26,7 @@ DEEPEST = 4
 """How far dictionaries within dictionaries are followed."""
 SHOWN = 8
 """How many keys of a kind an error's line names."""
+LISTED = " (--json lists all)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +132,7 @@ def _places(content: Any, path: tuple[str, ...]) -> Iterator[Place]:
             parts = name.split(".")
             prefixes.update(dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts))))
         # The shortest first: on a tie it leaves least out.
-        for prefix in sorted(prefixes, key=lambda text: (text.count(".") + bool(text))):
+        for prefix in sorted(prefixes, key=lambda text: text.count(".") + bool(text)):
             yield Place(path, prefix, content)
     if len(path) < DEEPEST:
         for key, value in content.items():
@@ -220,11 +221,13 @@ def _holds(ours: Any, value: Any) -> bool:
 def _misfit(path: Path, fit: Fit) -> DalifError:
     parts = []
     if fit.missing:
-        parts.append(f"missing {_few(fit.missing)}")
+        parts.append(f"missing {_few(fit.missing, LISTED)}")
     if fit.unexpected:
-        parts.append(f"unexpected {_few(fit.unexpected)}")
+        parts.append(f"unexpected {_few(fit.unexpected, LISTED)}")
     if fit.shapes:
-        parts.append(_few([f"{key} is {found}, should be {wanted}" for key, (found, wanted) in fit.shapes.items()]))
+        parts.append(
+            _few([f"{key} is {found}, should be {wanted}" for key, (found, wanted) in fit.shapes.items()], LISTED)
+        )
     count = len(fit.missing) + len(fit.unexpected) + len(fit.shapes)
     where = f" at '{fit.place}'" if str(fit.place) else ""
     return DalifError(
@@ -240,8 +243,8 @@ def _misfit(path: Path, fit: Fit) -> DalifError:
     )
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more (--json lists all)" if len(names) > SHOWN else ""
+def _few(names: list[str], where: str = "") -> str:
+    more = f" and {len(names) - SHOWN} more{where}" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 

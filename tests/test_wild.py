@@ -315,6 +315,12 @@ def test_values_that_the_modules_type_cannot_hold_are_refused(tmp_path: Path) ->
     assert "fc2.weight: the module's torch.float32 cannot hold the torch.float64 values" in message
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights_are_taken_as_they_are(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = {key: value.to(dtype) for key, value in Small().state_dict().items()}
+    assert np.array_equal(head_of(tmp_path, *small(tmp_path, state)), state["fc3.weight"].double().numpy())
+
+
 class WithNorm(Small):
     def __init__(self) -> None:
         super().__init__()

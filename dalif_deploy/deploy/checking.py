@@ -23,7 +23,7 @@ from dalif_deploy.deploy.content import content_of
 from dalif_deploy.deploy.data import Data
 from dalif_deploy.deploy.exporting import export
 from dalif_deploy.deploy.model import LoadOptions, Model, examples_of, module_in, open_model, training_graph
-from dalif_deploy.deploy.neutral import isolated
+from dalif_deploy.deploy.neutral import guarded, isolated
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import file_format
 from dalif_deploy.graph import SpikingGraph
@@ -191,7 +191,8 @@ class _Conversion:
                 converted = self._convert(current)
             except DalifError as error:
                 finding = _attributed(error, graph)
-                following = None if finding.name in findings else isolated(current, finding.name)
+                again = finding.name in findings
+                following = (guarded if again else isolated)(current, finding.name)
                 findings.setdefault(finding.name, finding)
                 if following is None:
                     ended = finding

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import DalifError
 from dalif_deploy.graph import SpikingGraph, rename_inputs
-from dalif_deploy.nodes import Conv2d, Edge, Linear, Neuron, Node, Scale, SumPool2d, frozen
+from dalif_deploy.nodes import Conv2d, Edge, Input, Linear, Neuron, Node, Scale, SumPool2d, frozen
 
 WEIGHT = 2.0**-6
 """Any number that every precision holds."""
@@ -22,6 +23,8 @@ def isolated(graph: SpikingGraph, name: str) -> SpikingGraph | None:
     if name not in graph:
         return None
     node = graph[name]
+    if isinstance(node, Input):
+        return _of_codes(graph)
     if len(node.inputs) != 1:
         return None
     try:
@@ -33,6 +36,34 @@ def isolated(graph: SpikingGraph, name: str) -> SpikingGraph | None:
         return graph.with_nodes([new for old in graph.nodes for new in (nodes if old.name == name else [old])])
     except DalifError:  # nothing that fits
         return None
+
+
+def guarded(graph: SpikingGraph, name: str) -> SpikingGraph | None:
+    """`graph` with a plain neuron before the node called `name`, for one that is named again though it is neutral:
+    then it is what it reads that is minded. None where there is no place for one."""
+    before = f"{name} guarded"
+    if name not in graph or before in graph or len(graph[name].inputs) != 1 or name in graph.after_readout:
+        return None
+    (edge,) = graph[name].inputs
+    one, half = frozen(1.0), frozen(0.5)
+    neuron = Neuron(name=before, inputs=(edge,), alpha=one, beta=half, v_threshold=one, v_reset=frozen(0.0))
+    reading = replace(graph[name], inputs=(Edge(before),))
+    try:
+        return graph.with_nodes([*(node for node in graph.nodes if node.name != name), neuron, reading])
+    except DalifError:
+        return None
+
+
+def _of_codes(graph: SpikingGraph) -> SpikingGraph | None:
+    """The graph on plain codes, which every precision takes, where its input is something else."""
+    codes = Encoding(kind="uint8")
+    if graph.encoding == codes:
+        return None
+    return SpikingGraph(
+        [replace(node, kind="real") if isinstance(node, Input) else node for node in graph.nodes],
+        output=graph.output, timesteps=graph.timesteps, encoding=codes, class_names=graph.class_names,
+        history=graph.history,
+    )  # fmt: skip
 
 
 def _without(graph: SpikingGraph, node: Node) -> SpikingGraph | None:

@@ -301,6 +301,12 @@ def test_all_keys_that_differ_are_listed_in_json_and_the_line_stays_readable(tmp
     ]
 
 
+def test_one_key_too_many_is_refused(tmp_path: Path) -> None:
+    state = {**Small().state_dict(), "fc4.weight": torch.zeros(2)}
+    message = refused(tmp_path, Code.FOREIGN_FILE, "export", "--to", "onnx", *small(tmp_path, {"state_dict": state}))
+    assert message.endswith("its state_dict at 'state_dict' is not this module's, 1 key differs: unexpected fc4.weight")
+
+
 def test_a_wrong_argument_of_the_factory_shows_as_shapes(tmp_path: Path) -> None:
     arguments = small(tmp_path, Small(9).state_dict())
     message = refused(tmp_path, Code.FOREIGN_FILE, "export", "--to", "onnx", *arguments)
@@ -336,11 +342,11 @@ def test_counters_that_evaluation_never_reads_may_be_missing(tmp_path: Path) -> 
     arguments = ("--model", "tests.test_wild:WithNorm", "-T", 2, "--input-shape", 4)
     torch.save(state, tmp_path / "old.pth")
     said = done("export", "--to", "onnx", tmp_path / "old.pth", *arguments).err
-    assert "1 counters num_batches_tracked are not in the file" in said
+    assert "weights: not in the file, and never read in evaluation: norm.num_batches_tracked" in said
     del state["norm.running_mean"]
     torch.save(state, tmp_path / "old.pth")
     message = refused(tmp_path, Code.FOREIGN_FILE, "export", "--to", "pt", tmp_path / "old.pth", *arguments)
-    assert "1 keys differ: missing norm.running_mean" in message
+    assert "1 key differs: missing norm.running_mean" in message
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def _misfit(path: Path, fit: Fit) -> DalifError:
     where = f" at '{fit.place}'" if str(fit.place) else ""
     return DalifError(
         Code.FOREIGN_FILE,
-        f"{path}: its state_dict{where} is not this module's, {count} keys differ: {'; '.join(parts)}",
+        f"{path}: its state_dict{where} is not this module's, {count} key{'s' if count > 1 else ''} differ{'' if count > 1 else 's'}: {'; '.join(parts)}",
         details={
             "missing": fit.missing,
             "unexpected": fit.unexpected,
@@ -254,4 +254,4 @@ def _notes(fit: Fit) -> Iterator[str]:
     if fit.place.left_out and fit.place.prefix:
         yield f"weights: not of this module, left out: {_few(fit.place.left_out)}"
     if fit.optional:
-        yield f"weights: {len(fit.optional)} counters num_batches_tracked are not in the file; evaluation reads none"
+        yield f"weights: not in the file, and never read in evaluation: {_few(fit.optional)}"

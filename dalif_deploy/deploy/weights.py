@@ -230,9 +230,10 @@ def _misfit(path: Path, fit: Fit) -> DalifError:
         )
     count = len(fit.missing) + len(fit.unexpected) + len(fit.shapes)
     where = f" at '{fit.place}'" if str(fit.place) else ""
+    differ = "1 key differs" if count == 1 else f"{count} keys differ"
     return DalifError(
         Code.FOREIGN_FILE,
-        f"{path}: its state_dict{where} is not this module's, {count} key{'s' if count > 1 else ''} differ{'' if count > 1 else 's'}: {'; '.join(parts)}",
+        f"{path}: its state_dict{where} is not this module's, {differ}: {'; '.join(parts)}",
         details={
             "missing": fit.missing,
             "unexpected": fit.unexpected,

@@ -1,6 +1,7 @@
 """The public verbs: save, load, capture, export, verify, run. The one place that composes all the others."""
 
 from dalif_deploy.certificate import check_certificate
+from dalif_deploy.deploy.checking import CheckResult, check
 from dalif_deploy.deploy.data import Data, read_data
 from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
 from dalif_deploy.deploy.inspected import InspectedLayer, Inspection
@@ -14,6 +15,7 @@ from dalif_deploy.deploy.saving import capture, load, save
 from dalif_deploy.deploy.verifying import verify
 
 __all__ = [
+    "CheckResult",
     "Data",
     "DivergentError",
     "ExportResult",
@@ -22,6 +24,7 @@ __all__ = [
     "LoadOptions",
     "Model",
     "capture",
+    "check",
     "check_certificate",
     "decide_again",
     "export",

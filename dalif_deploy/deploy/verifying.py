@@ -106,7 +106,7 @@ def verify(
     OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER.
     A divergence is no error: it is in the verdict.
     """
-    opened = open_model(model, options or LoadOptions())
+    opened = open_model(model, options or LoadOptions(), data)
     graph = opened.graph
     folded = fold(graph)
     chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)

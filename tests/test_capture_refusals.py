@@ -277,12 +277,12 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
     "axes permuted": (looped(lambda self, x: self.step(x.permute(0, 1, 3, 2))), U, ["axes of a feature map change"]),
     "a map as the answer": (looped(lambda self, x: self.sn1(x)), R, ["shape [batch, 2, 8, 8]; one row of logits"]),
     "odd reshape": (looped(lambda self, x: self.sn1(x).view(len(x), 4, 32)), U, ["[2, 8, 8] to [4, 32]"]),
-    "comparison": (plain(lambda self, x: (x > 0.5).float()), N, ["(Changed): aten.gt", "register_neuron(Changed,"]),
+    "comparison": (plain(lambda self, x: (x > 0.5).float()), N, ["(Changed): aten.gt", "a module of its own"]),
     "stranger": (
         WithStranger, N,
         [
-            "'sn2' (Stranger): aten.gt", "from dalif_deploy import NeuronParameters, register_neuron",
-            "register_neuron(Stranger, lambda m: NeuronParameters(alpha=",
+            "'sn2' (Stranger): aten.gt", "if Stranger is a neuron, register_neuron(Stranger, read) makes it known",
+            "--adapter FILE.py",
         ],
     ),
     "overridden forward": (WithOwn, N, ["'sn2' (Own): aten.ge", "register_neuron(Own,"]),
@@ -341,7 +341,7 @@ def test_refusal_names_the_place_and_the_reason(name: str) -> None:
     message = caught.value.message
     assert caught.value.code is code, message
     assert all(text in message for text in texts), message
-    assert "\n" not in str(caught.value)
+    assert "\n" not in message
     assert _state(module) == before
 
 

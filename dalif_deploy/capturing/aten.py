@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 from dalif_deploy.capturing import arithmetic, layers, lifting, shapes
 from dalif_deploy.capturing.call import Call, Handler
-from dalif_deploy.capturing.neurons import registration
 from dalif_deploy.capturing.record import Recorder
 from dalif_deploy.capturing.values import Val
 from dalif_deploy.errors import Code
@@ -81,8 +80,7 @@ def _refuse_by_name(call: Call) -> None:
             "Python reads a value computed from the input, so what runs may depend on the data", Code.CAPTURE_REFUSED
         )
     if name in _COMPARISONS:
-        cls = call.recorder.running_class()
-        raise call.refuse(f"compares outside every registered neuron; {registration(cls)}", Code.UNKNOWN_NEURON)
+        raise call.refuse("compares outside every registered neuron", Code.UNKNOWN_NEURON)
     if name in ("_softmax", "softmax", "_log_softmax", "log_softmax"):
         raise call.refuse("softmax is not part of the graph; return the logits")
     if name == "_to_copy":

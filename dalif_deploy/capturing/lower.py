@@ -189,13 +189,17 @@ class _Lowering:
         name = op.attrs[0]
         p = self._parameters[name]
         values: dict[str, Any] = {
-            key: fit(name, key, getattr(p, key), op.shape) for key in ("alpha", "beta", "v_threshold", "v_reset")
+            key: fit(name, key, getattr(p, key), op.shape, p.aligned)
+            for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target")
         }
         return Neuron(
             name=name,
             inputs=edges,
             reset=p.reset,
             fires_at=p.fires_at,
+            reset_timing=p.reset_timing,
+            update=p.update,
+            state=p.state(),
             raw_alpha=p.raw_alpha,
             raw_beta=p.raw_beta,
             activation=p.activation,

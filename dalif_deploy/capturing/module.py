@@ -38,6 +38,7 @@ class CapturedModule:
     notes: tuple[str, ...]
     time_first: bool
     _runner: Runner = field(repr=False)
+    before_reset: frozenset[str] = frozenset()
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """The user's own module in its own dtype: spikes by layer, logits [B, K]; the module is left as found.
@@ -61,9 +62,10 @@ class CapturedModule:
         return self._runner.currents(self.graph.input_spec.module_input(batch))
 
     def membranes(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
-        """Every neuron's potential H[t] after the reset, float64 [B, T, *shape], evaluated as `currents`.
+        """Every neuron's potential H[t] after the reset, float64 [B, T, *shape], evaluated as `currents`; V[t]
+        before the reset for the layers in `before_reset`.
 
-        Of the layers whose reader names the attribute that holds it (`NeuronParameters.membrane`; DALIF's does).
+        Of the layers whose reader names the attribute that holds it (`NeuronParameters.membrane` or `.potential`).
         Raises as `currents`, and UNKNOWN_NEURON where that attribute holds no potential.
         """
         return self._runner.membranes(self.graph.input_spec.module_input(batch))
@@ -145,7 +147,7 @@ def capture_module(
         neurons={name: child for name, child in neurons.items() if recorded.schedule[name]},
         schedule=recorded.schedule,
         layers=frozenset(layers),
-        potentials={name: where for name in used if (where := parameters[name].membrane) is not None},
+        potentials={name: where for name in used if (where := parameters[name].membrane or parameters[name].potential)},
         form=form,
         timesteps=timesteps,
         answer=recorded.answer,
@@ -155,7 +157,8 @@ def capture_module(
         device=device,
         dtype=dtype,
     )
-    return CapturedModule(graph, kind, tuple(notes), time_first, runner)
+    before_reset = frozenset(layer for layer in layers if not parameters[recorded.modules[layer]].membrane)
+    return CapturedModule(graph, kind, tuple(notes), time_first, runner, before_reset)
 
 
 def _mode(

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from dalif_deploy.capturing.calls import NeuronCalls
+from dalif_deploy.capturing.unknown import with_registration
 from dalif_deploy.capturing.values import UNWRITTEN, Const, Op, Place, Site, Table, Val
 from dalif_deploy.errors import Code, DalifError
 
@@ -110,10 +111,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         path = self._names.get(id(module), "")
         return Site(path, type(module).__name__, next(module.children(), None) is None, _user_line())
 
-    def running_class(self) -> type:
-        """The class of the innermost running module."""
-        return type(self._running[-1] if self._running else self._root)
-
     def refuse(self, code: Code, why: str) -> DalifError:
         """An error that names the place first."""
         site = self.site()
@@ -174,7 +171,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(target) not in self._values:  # a constant that is about to be overwritten
                 before = (target.clone(), *args[1:])
         out = func(*args, **kwargs)
-        self._interpret(self, func, before, kwargs, out, target)
+        try:
+            self._interpret(self, func, before, kwargs, out, target)
+        except DalifError as error:
+            operation = str(func.overloadpacket).removeprefix("aten.")
+            running = tuple(module for module in self._running if module is not self._root)
+            told = with_registration(error, running, self.tracked, operation)
+            if told is error:
+                raise
+            raise told from None
         self.buffers.selected(func, args, out)
         return out
 

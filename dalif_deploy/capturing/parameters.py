@@ -37,8 +37,9 @@ class NeuronParameters:
     holds: they are taken as they are, where all others are rounded to the type that the module computes in.
     `raw_alpha`, `raw_beta` and `activation` say what alpha and beta were computed from, where that is known.
     `membrane` names the module's attribute that holds the potential after the reset, H; `potential` one that holds
-    it before, V. With either, the proof of a capture compares potentials too, and a leak that is slightly wrong is
-    found even where it changes no spike.
+    it before, V; where the state is returned, its field of that name, or the only tensor in it. With either, the
+    proof of a capture compares potentials too, and a leak that is slightly wrong is found even where it changes no
+    spike.
     Raises `DalifError` (BAD_OPTION, NOT_FINITE).
     """
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from zoo import ZOO, calibrated
 
-from dalif_deploy import DALIF, Data, export, verify
+from dalif_deploy import DALIF, Data, export, inspect, verify
 
 PASSING = ("exact", "rounding")
 
@@ -32,6 +32,10 @@ def measured(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     model = case.captured()
     found["capture_seconds"] = time.perf_counter() - start
+    cost = inspect(model.graph).cost
+    assert cost is not None
+    assert cost.params == found["parameters"]
+    found["macs"] = cost.macs
     with tempfile.TemporaryDirectory() as folder:
         for to in ("onnx", "nir"):
             file = Path(folder) / f"{name}.{to}"
@@ -55,9 +59,9 @@ def measured(name: str) -> dict[str, Any]:
 def rows() -> tuple[list[str], bool]:
     """The table in Markdown, and whether everything in it passes."""
     lines = [
-        "| network | T | parameters | firing rates | capture, s | ONNX, s | ONNX, MB | NIR, s | NIR, MB | peak, GiB | "
-        "verdicts |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | T | parameters | MACs | firing rates | capture, s | ONNX, s | ONNX, MB | NIR, s | NIR, MB | "
+        "peak, GiB | verdicts |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     holds = True
     for name in ZOO:
@@ -68,7 +72,8 @@ def rows() -> tuple[list[str], bool]:
         holds &= not found["vacuous"] and all(outcome in PASSING for outcome in found["verdicts"].values())
         low, high = found["rates"]
         lines.append(
-            f"| {name} | {found['timesteps']} | {found['parameters']:,} | {low:.1%} to {high:.1%} | "
+            f"| {name} | {found['timesteps']} | {found['parameters']:,} | {found['macs'] / 1e6:,.2f} M | "
+            f"{low:.1%} to {high:.1%} | "
             f"{found['capture_seconds']:.1f} | {found['onnx_seconds']:.1f} | {found['onnx_bytes'] / 1e6:.1f} | "
             f"{found['nir_seconds']:.1f} | {found['nir_bytes'] / 1e6:.1f} | {found['peak_gib']:.1f} | "
             f"{summary(found['verdicts'])} |"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -145,17 +146,48 @@ def load_plain(path: Path) -> Any:
         with warnings.catch_warnings():
             # Of a pickle that torch did not write; it is refused below.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            warnings.filterwarnings("ignore", ".*TorchScript archive", UserWarning)  # likewise
             return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if raw.startswith(b"PK") and not zipfile.is_zipfile(io.BytesIO(raw)):
             raise _damaged(path) from error
         raise DalifError(
             Code.PICKLED,
-            f"{path}: holds a pickled Python object, and unpickling runs code; save it with dalif_deploy.save or as "
-            "a state_dict, or pass --trust-pickle if you trust whoever wrote it",
+            f"{path}: holds a pickled Python object{_globals(raw, error)}, and unpickling runs code; save it with "
+            "dalif_deploy.save or as a state_dict, or pass --trust-pickle if you trust whoever wrote it",
         ) from error
     except Exception as error:  # damaged bytes make torch.load raise nearly anything, struct.error included
-        raise _damaged(path) from error
+        raise _other_archive(path, raw) or _damaged(path) from error
+
+
+def _globals(raw: bytes, error: Exception) -> str:
+    """The names that reading a pickle would import, as " (a, b)", where they can be told."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(raw))
+    except Exception:  # the old format, or a pickle that torch did not write
+        names = re.findall(r"GLOBAL ([\w.]+) was not an allowed", str(error))
+    names = sorted(set(names))
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f" ({', '.join(names[:5])}{more})" if names else ""
+
+
+def _other_archive(path: Path, raw: bytes) -> DalifError | None:
+    """What a whole zip archive is that torch.save did not write."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            names = archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile, NotImplementedError):
+        return None
+    if any(name.split("/")[1:2] == ["code"] for name in names):
+        what = "a TorchScript archive, which hides its operations; give the original module's state_dict"
+    elif any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
+        return None  # written by torch.save, so damaged
+    elif names and all(name.endswith(".npy") for name in names):
+        what = "an .npz of arrays, so data rather than a model; give it with --data"
+    else:
+        listed = ", ".join(names[:3]) or "nothing"
+        what = f"a zip archive of other files ({listed}); unpack it and name the file within"
+    return DalifError(Code.FOREIGN_FILE, f"{path}: is {what}")
 
 
 def _checksums_hold(path: Path) -> bool:

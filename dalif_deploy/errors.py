@@ -5,7 +5,9 @@ A code never changes its meaning; docs/errors.md lists them all and a test holds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
+from typing import Any
 
 
 class Code(Enum):
@@ -48,11 +50,17 @@ class Code(Enum):
 class DalifError(Exception):
     """What every public function raises for bad input or a refusal.
 
-    Parameters: `code`, one of `Code`; `message`, one line that says what, where, why and the mend.
+    Parameters: `code`, one of `Code`; `message`, one line that says what, where, why and the mend; `lines`, code
+    to write where that is the mend, shown below the message as it is; `details`, plain values for programs, where
+    there is more to tell than fits a line (the commands print them with --json).
     """
 
-    def __init__(self, code: Code, message: str) -> None:
+    def __init__(
+        self, code: Code, message: str, lines: tuple[str, ...] = (), *, details: Mapping[str, Any] | None = None
+    ) -> None:
         # One line is a promise of the commands; text quoted from other libraries may have several.
         self.message = " ".join(message.split())
         self.code = code
-        super().__init__(f"[{code.identifier}] {self.message}")
+        self.lines = lines
+        self.details = details
+        super().__init__("\n".join((f"[{code.identifier}] {self.message}", *lines)))

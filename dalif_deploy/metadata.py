@@ -14,7 +14,7 @@ from typing import Any, Self, cast, get_args
 from dalif_deploy.encoding import Encoding, InputSpec
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import Array, ReadoutMode, ResetRule, TensorKind, ThresholdRule
+from dalif_deploy.nodes import Array, ReadoutMode, ResetRule, ResetTiming, TensorKind, ThresholdRule
 
 FORMAT_VERSION = "1"
 
@@ -34,6 +34,7 @@ class LayerMetadata:
     reset: ResetRule
     fires_at: ThresholdRule
     potential_scale: Any
+    reset_timing: ResetTiming = "now"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class FileMetadata:
                 reset=neuron.reset,
                 fires_at=neuron.fires_at,
                 potential_scale=plain(neuron.potential_scale),
+                reset_timing=neuron.reset_timing,
             )
             for neuron in graph.neurons
         )
@@ -120,7 +122,9 @@ class FileMetadata:
             layers = []
             for entry in json.loads(strings["layers"]):
                 layers.append(LayerMetadata(**{**entry, "shape": tuple(entry["shape"])}))
-                if entry["reset"] not in get_args(ResetRule) or entry["fires_at"] not in get_args(ThresholdRule):
+                known_rules = (get_args(ResetRule), get_args(ThresholdRule), get_args(ResetTiming))
+                rules = (entry["reset"], entry["fires_at"], layers[-1].reset_timing)
+                if not all(rule in names for rule, names in zip(rules, known_rules, strict=True)):
                     raise ValueError("unknown reset or threshold rule")
             if strings["readout"] not in get_args(ReadoutMode):
                 raise ValueError("unknown readout")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ from dalif_deploy.errors import Code, DalifError
 
 Array = NDArray[np.float64]
 TensorKind = Literal["spike", "count", "real"]
-ResetRule = Literal["hard", "subtract"]
+ResetRule = Literal["hard", "subtract", "none"]
+ResetTiming = Literal["now", "next", "carry"]
+MembraneForm = Literal["sum", "decay"]
 ThresholdRule = Literal["ge", "gt"]
 ReadoutMode = Literal["mean", "sum", "last", "max"]
 Pair = tuple[int, int]
@@ -241,6 +243,20 @@ class Neuron(Node):
         S[t] = V[t] >= v_threshold        (fires_at "ge", the paper's; "gt": V[t] > v_threshold)
         H[t] = v_reset where S[t] else V[t]            (reset "hard", the paper's)
         H[t] = V[t] - v_threshold * S[t]               (reset "subtract")
+        H[t] = V[t]                                    (reset "none")
+
+    This is `reset_timing` "now". Two others look at what is held before the step, R[t] = H[t-1] >= v_threshold
+    (by the rule of S; at step 0 of the initial value), with U[t] for the first line's V[t]:
+
+        "next": the reset acts one step later, so that R[t] = S[t-1]
+            V[t] = v_reset where R[t] else U[t]  (hard: that step's input is lost);  H[t] = V[t]
+            V[t] = U[t] - v_threshold * R[t]  (subtract);  H[t] = V[t]
+        "carry" (subtract only): a potential that the reset leaves above the threshold is paid for first
+            V[t] = U[t] - v_threshold * R[t];  H[t] = V[t] - v_threshold * (S[t] - R[t])
+
+    `update` says by which formula the trained module computes V, which decides how it rounds: "sum", beta * H +
+    alpha * X, or "decay", H + k * (X - H) with k = 1 - beta. Every runtime has its own; only the module's spikes
+    are judged by this one.
 
     The parameters broadcast against the feature shape: () for one per layer, (C, 1, 1) for one per
     channel, the whole shape for one per neuron. `alpha` and `beta` are the values the trained module
@@ -264,6 +280,8 @@ class Neuron(Node):
     leak_target: Array = field(default_factory=lambda: frozen(0.0))
     reset: ResetRule = "hard"
     fires_at: ThresholdRule = "ge"
+    reset_timing: ResetTiming = "now"
+    update: MembraneForm = "sum"
     state: tuple[StateVariable, ...] = (StateVariable("membrane"),)
     potential_scale: Array = field(default_factory=lambda: frozen(1.0))
     trained_alpha: Array | None = None
@@ -280,11 +298,15 @@ class Neuron(Node):
         return bool(np.any(self.norm_gain != 1.0) or np.any(self.norm_mean) or np.any(self.norm_bias))
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
-        if self.reset not in ("hard", "subtract") or self.fires_at not in ("ge", "gt"):
+        if self.reset not in get_args(ResetRule) or self.fires_at not in get_args(ThresholdRule):
             raise self._refuse(f"unknown rule: reset {self.reset!r}, fires_at {self.fires_at!r}")
+        if self.reset_timing not in get_args(ResetTiming) or self.update not in get_args(MembraneForm):
+            raise self._refuse(f"unknown rule: reset_timing {self.reset_timing!r}, update {self.update!r}")
+        if (self.reset, self.reset_timing) in UNKNOWN_RESETS:
+            raise self._refuse(f"there is no reset {self.reset!r} with reset_timing {self.reset_timing!r}")
         if not self.state or not all(math.isfinite(variable.initial) for variable in self.state):
             raise self._refuse("needs at least one state variable, each with a finite initial value")
-        if self.normalised and self.reset != "hard":
+        if self.normalised and (self.reset, self.reset_timing) != ("hard", "now"):
             raise self._refuse("normalises its potential before the comparison; only a hard reset is defined beside it")
         for key in _NEURON_ARRAYS:
             _broadcasts(self, key, getattr(self, key), inputs[0].shape)
@@ -449,6 +471,9 @@ KINDS: Mapping[str, type[Node]] = {
     )
 }  # fmt: skip
 """Every node kind by name, for files that store a graph."""
+
+UNKNOWN_RESETS = frozenset({("hard", "carry"), ("none", "next"), ("none", "carry")})
+"""Pairs of a reset rule and a timing that say nothing: there is only one way to go to v_reset, and to do nothing."""
 
 WEIGHTED = (Conv2d, Linear)
 """The kinds that hold synapses: a gain on their output can move into their weights."""

@@ -363,6 +363,8 @@ def _neuron(node: Neuron, shape: tuple[int, ...], dialect: Dialect) -> nir.NIRNo
         )
     if node.reset != "hard":
         raise _cannot_hold(node, f"its reset is {node.reset!r}, and NIR's goes to v_reset (a hard reset)")
+    if node.reset_timing != "now":
+        raise _cannot_hold(node, "its reset acts one step late, and NIR's acts where the neuron fires")
     if np.any(node.leak_target):
         raise _cannot_hold(node, "its leak target is not 0, and the canonical form has v_leak = 0")
     if node.state != (StateVariable("membrane"),):

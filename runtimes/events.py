@@ -203,14 +203,36 @@ class _Run:
         if own.leak_target.any():
             decayed = own.leak_target + own.beta * (held - own.leak_target)
         potential = decayed + current
+        due: NDArray[np.bool_] | None = None  # where a reset is still due from before this step
+        if own.reset_timing != "now":
+            due = _beyond(own, held)
+            late = own.v_reset if own.reset == "hard" else potential - own.v_threshold
+            potential = np.where(due, late, potential)
         if self._watch is not None:
             self._watch(neuron.name, potential)
-        fired = potential >= own.v_threshold if own.fires_at == "ge" else potential > own.v_threshold
-        after = own.v_reset if own.reset == "hard" else potential - own.v_threshold
-        return fired.astype(self._dtype), np.where(fired, after, potential), fired
+        fired = _beyond(own, potential)
+        return fired.astype(self._dtype), _held(own, potential, fired, due), fired
 
     def read_out(self, node: Readout, steps: Sequence[Values]) -> Values:
         return reduce_time(np.stack(steps, axis=1).astype(self._membrane, copy=False), node.mode)
+
+
+def _beyond(neuron: Neuron, potential: Values) -> NDArray[np.bool_]:
+    """Where a potential reaches the threshold, by the neuron's rule."""
+    return potential >= neuron.v_threshold if neuron.fires_at == "ge" else potential > neuron.v_threshold
+
+
+def _held(neuron: Neuron, potential: Values, fired: NDArray[np.bool_], due: NDArray[np.bool_] | None) -> Values:
+    """H[t] of V[t]."""
+    if neuron.reset == "none" or neuron.reset_timing == "next":
+        return potential
+    if neuron.reset == "hard":
+        return np.where(fired, neuron.v_reset, potential)
+    dropped = np.where(fired, potential - neuron.v_threshold, potential)
+    if due is None:
+        return dropped
+    # What was paid for before is not paid again, and given back where the neuron stayed silent.
+    return np.where(fired == due, potential, np.where(due, potential + neuron.v_threshold, dropped))
 
 
 Scatter = Callable[[Values], tuple[Values, int]]

@@ -146,15 +146,30 @@ class TorchRuntime:
         else:
             decayed = p["beta"] * held
         potential = decayed + p["alpha"] * current
+        threshold = p["v_threshold"]
+
+        def beyond(values: torch.Tensor) -> torch.Tensor:
+            return values >= threshold if neuron.fires_at == "ge" else values > threshold
+
+        due = beyond(held)  # a reset that is still to come, where resets are late
+        if neuron.reset_timing != "now":
+            late = p["v_reset"] if neuron.reset == "hard" else potential - threshold
+            potential = torch.where(due, late, potential)
         if self._watch is not None:
             self._watch(neuron.name, potential.numpy())
-        threshold = p["v_threshold"]
         compared = potential
         if neuron.normalised:
             compared = p["norm_gain"] * (potential - p["norm_mean"]) + p["norm_bias"]
-        fired = compared >= threshold if neuron.fires_at == "ge" else compared > threshold
-        after = p["v_reset"] if neuron.reset == "hard" else potential - threshold
-        return fired.to(self._dtype), torch.where(fired, after, potential), fired.numpy()
+        fired = beyond(compared)
+        if neuron.reset == "none" or neuron.reset_timing == "next":
+            after = potential
+        elif neuron.reset == "hard":
+            after = torch.where(fired, p["v_reset"], potential)
+        elif neuron.reset_timing == "carry":
+            after = potential - threshold * (fired.to(self._membrane) - due.to(self._membrane))
+        else:
+            after = torch.where(fired, potential - threshold, potential)
+        return fired.to(self._dtype), after, fired.numpy()
 
     def read_out(self, node: Readout, steps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Reduces the outputs of all timesteps; a mean adds in the order of time and divides once."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import dalif_deploy
-from dalif_deploy.cli import export, run, verify
+from dalif_deploy.cli import export, inspect, run, verify
 from dalif_deploy.cli.common import status_of
 from dalif_deploy.errors import Code
 from tests.graphs import GRAPHS, SPECIAL_GRAPHS
@@ -23,7 +23,7 @@ from tests.graphs import GRAPHS, SPECIAL_GRAPHS
 DIGITS = Path(__file__).parent.parent / "examples" / "models" / "digits.pt"
 """The shipped model: 1 x 8 x 8 images as codes 0..16, T = 4, layers sn1, sn2, sn3."""
 
-COMMANDS = {"export": export.command, "verify": verify.command, "run": run.command}
+COMMANDS = {"export": export.command, "verify": verify.command, "run": run.command, "inspect": inspect.command}
 
 
 @dataclass(frozen=True)

@@ -262,8 +262,8 @@ def test_keys_that_are_not_the_modules_are_listed(checkpoint: Path) -> None:
         checkpoint,
     )  # fmt: skip
     assert message == (
-        f"{checkpoint}: its state_dict is not this module's: missing fc1.weight; unexpected fc9.weight; "
-        "fc3.bias is [7], should be [3]"
+        f"{checkpoint}: its state_dict is not this module's, 3 keys differ: missing fc1.weight; unexpected "
+        "fc9.weight; fc3.bias is [7], should be [3]"
     )
     torch.save({"epoch": 1}, checkpoint)
     message = refused(checkpoint.parent, Code.FOREIGN_FILE, "verify", "--model", "factories:good", checkpoint)

@@ -432,10 +432,19 @@ def test_a_delayed_branch_with_a_bias_is_folded_into_its_weights(alpha: float) -
     assert neuron(after, "sn").potential_scale == 1.0
 
 
-def test_a_state_that_starts_elsewhere_cannot_be_rescaled_and_is_refused() -> None:
+def test_a_state_that_starts_elsewhere_is_rescaled_with_the_layer() -> None:
     build = Exact()
     state = (StateVariable("membrane", 0.5),)
-    sn = build.neuron("sn", build.plus("sum", "input", "input"), alpha=0.5, state=state)
+    sn = build.neuron("sn", build.plus("sum", "input", "input"), alpha=0.25, beta=0.5, state=state)
+    after = check(build, build.graph(sn))
+    assert neuron(after, "sn").state == (StateVariable("membrane", 2.0),)
+
+
+def test_a_state_that_starts_elsewhere_cannot_be_rescaled_by_channel_and_is_refused() -> None:
+    build = Exact()
+    state = (StateVariable("membrane", 0.5),)
+    alpha = np.linspace(0.25, 0.75, CHANNELS).reshape(-1, 1, 1)
+    sn = build.neuron("sn", build.plus("sum", "input", "input"), alpha=alpha, state=state)
     with pytest.raises(DalifError, match=r"'sn' \(Neuron\): a state that does not start at 0") as caught:
         fold(build.graph(sn))
     assert caught.value.code is Code.BAD_GRAPH

@@ -20,19 +20,10 @@ def arithmetic(call: Call) -> Result:
     a = call.args[0]
     b = call.args[1] if len(call.args) > 1 else None
     alpha = call.number(call.arg(2, "alpha", 1)) if name in ("add", "sub", "rsub") else 1.0
-    va, vb = call.recorder.val(a), call.recorder.val(b)
-    timed = next((v for v in (va, vb) if v is not None and v.d is not None), None)
-    if timed is None:
-        return Val((_elementwise(call, va.node if va else a, vb.node if vb else b, alpha),))
-    for val, tensor in ((va, a), (vb, b)):
-        constant = val is None and not (isinstance(tensor, torch.Tensor) and tensor.ndim > 0)
-        fits = val is not None and (val.d, len(val.nodes)) == (timed.d, len(timed.nodes))
-        if not (constant or fits):
-            raise call.refuse("arithmetic between a tensor with a time axis and one without")
-    steps = range(len(timed.nodes))
-    return Val(
-        tuple(_elementwise(call, va.nodes[t] if va else a, vb.nodes[t] if vb else b, alpha) for t in steps), timed.d
-    )
+    va, vb = call.val_of(a), call.val_of(b)
+    if any(v is not None and v.d is not None for v in (va, vb)):  # axes of one entry, beside [batch, 1, ...]
+        va, vb = (None if v is None else call.settled(v) for v in (va, vb))
+    return Val((_elementwise(call, va.node if va else a, vb.node if vb else b, alpha),))
 
 
 def _elementwise(call: Call, a: Any, b: Any, alpha: float) -> Op:

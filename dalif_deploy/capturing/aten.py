@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capturing import arithmetic, joins, layers, shapes
+from dalif_deploy.capturing import arithmetic, layers, lifting, shapes
 from dalif_deploy.capturing.call import Call, Handler
-from dalif_deploy.capturing.neurons import registration
 from dalif_deploy.capturing.record import Recorder
 from dalif_deploy.capturing.values import Val
 from dalif_deploy.errors import Code
@@ -48,7 +47,7 @@ def interpret(
     _refuse_by_name(call)
     if func._schema.is_mutable and target is None:
         raise call.refuse("an out= argument; write out of place")
-    if target is not None and call.name == "copy" and recorder.buffers.written(target, call.node(1)):
+    if target is not None and call.name == "copy" and recorder.buffers.written(target, call.val(1)):
         return
     if target is not None and recorder.val(target) is None and target._is_view():
         raise call.refuse(
@@ -81,8 +80,7 @@ def _refuse_by_name(call: Call) -> None:
             "Python reads a value computed from the input, so what runs may depend on the data", Code.CAPTURE_REFUSED
         )
     if name in _COMPARISONS:
-        cls = call.recorder.running_class()
-        raise call.refuse(f"compares outside every registered neuron; {registration(cls)}", Code.UNKNOWN_NEURON)
+        raise call.refuse("compares outside every registered neuron", Code.UNKNOWN_NEURON)
     if name in ("_softmax", "softmax", "_log_softmax", "log_softmax"):
         raise call.refuse("softmax is not part of the graph; return the logits")
     if name == "_to_copy":
@@ -92,16 +90,25 @@ def _refuse_by_name(call: Call) -> None:
             raise call.refuse(why, Code.CAPTURE_REFUSED)
 
 
-_UNTIMED: dict[str, Handler] = {
+_LAYERS: dict[str, Handler] = {
     "convolution": layers.convolution,
-    **dict.fromkeys(("linear", "mm", "addmm"), layers.linear),
+    **dict.fromkeys(("linear", "mm", "addmm", "bmm"), layers.linear),
     **dict.fromkeys(
         ("native_batch_norm", "_native_batch_norm_legit_no_training", "_native_batch_norm_legit", "cudnn_batch_norm"),
         layers.batch_norm,
     ),
     **dict.fromkeys(("avg_pool2d", "max_pool2d_with_indices"), layers.pool),
     **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d"), layers.adaptive),
-    **dict.fromkeys(("mean", "sum", "amax"), layers.over_space),
+    "constant_pad_nd": shapes.pad,
+}
+_REDUCTIONS: dict[str, Handler] = dict.fromkeys(("mean", "sum", "amax"), layers.over_space)
+_ARITHMETIC: dict[str, Handler] = dict.fromkeys(
+    ("add", "sub", "rsub", "mul", "div", "neg", "maximum"), arithmetic.arithmetic
+)
+_UNTIMED: dict[str, Handler] = {
+    **_LAYERS,
+    **_REDUCTIONS,
+    **_ARITHMETIC,
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "squeeze", "_reshape_alias"), shapes.reshape),
     "unsqueeze": shapes.unsqueeze,
     **dict.fromkeys(("permute", "transpose", "t"), shapes.permute),
@@ -112,14 +119,16 @@ _UNTIMED: dict[str, Handler] = {
     "unbind": shapes.unbind,
     "split": shapes.split,
     **dict.fromkeys(("expand", "repeat"), shapes.copies),
+    "repeat_interleave": shapes.repeat_interleave,
     "stack": shapes.stack,
     "cat": shapes.cat,
-    "constant_pad_nd": joins.pad,
-    **dict.fromkeys(("add", "sub", "rsub", "mul", "div", "neg", "maximum"), arithmetic.arithmetic),
 }
 
 _TIMED: dict[str, Handler] = {
+    **{name: lifting.layer(handler) for name, handler in _LAYERS.items()},
+    **{name: lifting.elementwise(handler) for name, handler in _ARITHMETIC.items()},
+    **{name: lifting.reduction(handler, shapes.over_time) for name, handler in _REDUCTIONS.items()},
+    "max": shapes.over_time,
     "squeeze": shapes.timed_squeeze,
     **dict.fromkeys(("expand", "repeat"), shapes.timed_copies),
-    **dict.fromkeys(("mean", "sum", "amax", "max"), shapes.over_time),
 }

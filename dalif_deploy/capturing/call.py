@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,13 +20,17 @@ Result = Val | list[Val | None] | None
 
 @dataclass(frozen=True)
 class Call:
-    """One operation as it was called. `name` is without the trailing underscore of in-place variants."""
+    """One operation as it was called. `name` is without the trailing underscore of in-place variants.
+
+    `step`: where the call is one timestep of a larger one, what its tensors are, by id.
+    """
 
     recorder: Recorder
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     out: Any
+    step: Mapping[int, Val] = field(default_factory=dict)
 
     def arg(self, index: int, key: str, default: Any = None) -> Any:
         if index < len(self.args):
@@ -34,7 +38,12 @@ class Call:
         return self.kwargs.get(key, default)
 
     def val(self, index: int) -> Val | None:
-        return self.recorder.val(self.args[index])
+        return self.val_of(self.args[index])
+
+    def val_of(self, tensor: object) -> Val | None:
+        """What an operand is, or None for a constant."""
+        found = self.step.get(id(tensor))
+        return self.recorder.val(tensor) if found is None else found
 
     def refuse(self, why: str, code: Code = Code.UNSUPPORTED_LAYER) -> DalifError:
         return self.recorder.refuse(code, f"aten.{self.name}: {why}")
@@ -64,14 +73,16 @@ class Call:
         val = self.val(index)
         if val is None:
             raise self.refuse("a value computed from the input stands where a constant is needed")
-        settled = val if val.d is None else self._without_unit_axis(val)
-        return settled.node
+        return self.settled(val).node
 
-    def _without_unit_axis(self, val: Val) -> Val:
+    def settled(self, val: Val) -> Val:
+        """The value without an axis that might have become time: one of one entry is a feature axis."""
+        if val.d is None:
+            return val
         if len(val.nodes) != 1 or val.d == 0:
             raise self.refuse(
-                "works on a tensor with a time axis; layouts with time in the tensor (layouts TB, BT) are not captured "
-                "yet: write forward as one step, or as a loop over time",
+                "works on a tensor in which time has an axis of its own; fold time into the batch, "
+                "x.flatten(0, 1), before layers that know no time, or loop over the timesteps",
                 Code.CAPTURE_REFUSED,
             )
         assert val.d is not None
@@ -84,7 +95,7 @@ class Call:
         tensor = self.arg(index, key)
         if tensor is None:
             return None
-        if self.recorder.val(tensor) is not None:
+        if self.val_of(tensor) is not None:
             raise self.refuse("a value computed from the input stands where a constant is needed")
         return self.recorder.const(tensor)
 
@@ -93,14 +104,19 @@ class Call:
         return self.features(self.out)
 
     def features(self, out: torch.Tensor) -> tuple[int, ...]:
-        batch = self.args[0].shape[0]
-        if out.ndim < 1 or out.shape[0] != batch:
+        if out.ndim < 1 or out.shape[0] != self.recorder.batch:
             raise self.refuse(
-                "the batch axis does not stay in front; modules that fold time into the batch (layouts TB, BT) are not "
-                "captured yet: write forward as one step, or as a loop over time",
+                f"makes {list(out.shape)} of {list(self.args[0].shape)} for a batch of {self.recorder.batch}, so the "
+                "batch does not stay in front" + self.hint(),
                 Code.CAPTURE_REFUSED,
             )
         return tuple(out.shape[1:])
+
+    def hint(self) -> str:
+        """What the running module would take instead."""
+        if self.recorder.site().kind.endswith("Linear"):
+            return "; a Linear takes [batch, features]: flatten its input first"
+        return "; only time may be folded into it"
 
     def number(self, value: float) -> float:
         """A Python number as the operation takes it: beside float32 tensors it is a float32."""

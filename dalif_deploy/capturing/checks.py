@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dalif_deploy.capturing.rollback import LAYOUTS
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import ReadoutMode
 
@@ -20,14 +21,8 @@ def check_arguments(
         raise DalifError(Code.BAD_OPTION, f"a torch.nn.Module is needed, not a {type(module).__name__}")
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
         raise DalifError(Code.BAD_OPTION, f"timesteps={timesteps!r}: give a whole number of at least 1")
-    if layout in ("TB", "BT"):
-        raise DalifError(
-            Code.CAPTURE_REFUSED,
-            f"layout={layout!r}: modules that fold time into the batch are not captured yet; give a module whose "
-            "forward is one step (layout='step') or loops over the timesteps (layout='loop')",
-        )
-    if layout not in (None, "step", "loop"):
-        raise DalifError(Code.BAD_OPTION, f"layout={layout!r}: give 'step' or 'loop', or None to infer it")
+    if layout not in (None, *LAYOUTS):
+        raise DalifError(Code.BAD_OPTION, f"layout={layout!r}: give 'step', 'loop', 'TB' or 'BT', or None to infer it")
     if readout not in (None, *get_args(ReadoutMode)):
         raise DalifError(Code.BAD_OPTION, f"readout={readout!r}: give 'mean', 'sum', 'last' or 'max'")
     if temporal not in (None, True, False):

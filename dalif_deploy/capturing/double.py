@@ -18,13 +18,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dalif_deploy.errors import Code, DalifError
 
 # Beside a float32 tensor a Python number is a float32; the rest (epsilon of a normalisation) is a double anyway.
+# Names that are no dunder are those of both torch.f and Tensor.f, and of Tensor.f_.
 # fmt: off
 _ARITHMETIC = frozenset(
     f"{prefix}{name}{suffix}"
     for name in (
         "add", "sub", "mul", "div", "truediv", "radd", "rsub", "rmul", "rtruediv", "rdiv", "iadd", "isub", "imul",
         "itruediv", "true_divide", "subtract", "multiply", "divide", "pow", "ge", "gt", "le", "lt", "eq", "ne",
-        "greater", "greater_equal", "less", "less_equal",
+        "greater", "greater_equal", "less", "less_equal", "where", "full_like", "masked_fill", "lerp", "fill", "clamp",
+        "clip", "clamp_min", "clamp_max", "addcmul", "addcdiv", "setitem", "new_full", "threshold", "hardtanh",
+        "index_fill", "fmod", "remainder", "leaky_relu", "elu", "celu", "softplus", "hardshrink", "softshrink",
     )
     for prefix, suffix in (("", ""), ("__", "__"), ("", "_"))
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from dalif_deploy.capturing.call import Call, Result
@@ -9,16 +11,39 @@ from dalif_deploy.capturing.values import Op, Val
 from dalif_deploy.errors import Code
 
 
-def channels(call: Call, dim: int) -> Result:
+def channels(call: Call, vals: Sequence[Val | None], dim: int) -> Result:
     """torch.cat along the channels, dimension 1 of [batch, channels, ...]; of constants only zeros."""
-    vals = [call.recorder.val(tensor) for tensor in call.args[0]]
-    if dim != 1 or any(val is not None and val.d is not None for val in vals):
+    timed = next((val for val in vals if val is not None and val.d is not None), None)
+    place = None if timed is None else (timed.d, timed.fold, len(timed.nodes))
+    alike = all(val is None or val.d is None or (val.d, val.fold, len(val.nodes)) == place for val in vals)
+    static = timed is not None and any(val is not None and val.d is None for val in vals)
+    if not alike or static or _feature_axis(timed, dim) != 1:
         raise call.refuse(
             "joins feature maps along an axis that is neither the channels of [batch, channels, ...] nor time; join "
             "channels, or timesteps"
         )
-    parts = [_zeros(call, tensor) if val is None else val.node for tensor, val in zip(call.args[0], vals, strict=True)]
-    return call.op("concat", parts, call.out.shape[1:])
+    shape = _features(timed, call.out)
+    steps = []
+    for t in range(1 if timed is None else len(timed.nodes)):
+        parts = [
+            _zeros(call, timed, tensor) if val is None else val.nodes[t]
+            for tensor, val in zip(call.args[0], vals, strict=True)
+        ]
+        steps.append(call.op("concat", parts, shape).node)
+    return Val(tuple(steps)) if timed is None else Val(tuple(steps), timed.d, timed.fold)
+
+
+def _feature_axis(timed: Val | None, dim: int) -> int:
+    """`dim` of a tensor without a time axis of its own."""
+    return dim - (timed is not None and timed.axis is not None and dim > timed.axis)
+
+
+def _features(timed: Val | None, tensor: torch.Tensor) -> tuple[int, ...]:
+    """A tensor's shape without batch and time."""
+    shape = list(tensor.shape)
+    if timed is not None and timed.axis is not None:
+        del shape[timed.axis]
+    return tuple(shape[1:])
 
 
 def pad(call: Call) -> Result:
@@ -39,27 +64,29 @@ def pad(call: Call) -> Result:
     return call.op("concat", parts, call.shape()) if len(parts) > 1 else Val((x,))
 
 
-def every(call: Call, dim: int) -> Result | None:
-    """x[:, :, ::2, ::2]: every n-th row or column, from the first; None for any other slice.
+def every(call: Call, val: Val, dim: int, step: int) -> Val | None:
+    """x[:, :, ::2, ::2]: every n-th row or column, from the first; None for any other axis.
 
     A pool whose windows are single places is just that.
     """
-    x = call.recorder.val(call.args[0])
-    step, size = int(call.arg(4, "step", 1)), call.args[0].shape[dim]
-    whole = not call.arg(2, "start") and (call.arg(3, "end") is None or call.arg(3, "end") >= size)
-    if x is None or x.d is not None or len(x.node.shape) != 3 or dim not in (2, 3) or not whole:
+    axis = _feature_axis(val, dim)
+    if axis not in (2, 3) or len(val.nodes[0].shape) != 3 or dim == val.axis:
         return None
-    node, stride = x.node, (step, 1) if dim == 2 else (1, step)
-    if node.kind == "sum_pool" and node.attrs[0] == (1, 1) and node.attrs[2] == (0, 0):
-        inner = node.attrs[1]
-        node, stride = node.inputs[0], (stride[0] * inner[0], stride[1] * inner[1])
-    return call.op("sum_pool", [node], call.shape(), [], [(1, 1), stride, (0, 0), False])
+    found = []
+    for node in val.nodes:
+        source, stride = node, (step, 1) if axis == 2 else (1, step)
+        if node.kind == "sum_pool" and node.attrs[0] == (1, 1) and node.attrs[2] == (0, 0):
+            inner = node.attrs[1]
+            source, stride = node.inputs[0], (stride[0] * inner[0], stride[1] * inner[1])
+        attrs = [(1, 1), stride, (0, 0), False]
+        found.append(call.op("sum_pool", [source], _features(val, call.out), [], attrs).node)
+    return Val(tuple(found), val.d, val.fold)
 
 
-def _zeros(call: Call, tensor: torch.Tensor) -> Op:
+def _zeros(call: Call, timed: Val | None, tensor: torch.Tensor) -> Op:
     if bool((tensor != 0).any()):
         raise call.refuse(
             "joins a constant that is not 0 with values computed from the input; only zeros can stand beside them",
             Code.UNSUPPORTED_LAYER,
         )
-    return call.op("zeros", [], tuple(tensor.shape[1:])).node
+    return call.op("zeros", [], _features(timed, tensor)).node

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dalif_deploy.capturing.arithmetic import affine
 from dalif_deploy.capturing.call import Call, Result, reshaped, second
-from dalif_deploy.capturing.values import Val
+from dalif_deploy.capturing.values import Const, Op, Val
 from dalif_deploy.errors import Code
 
 
@@ -16,14 +18,43 @@ def convolution(call: Call) -> Result:
     if transposed or len(x.shape) != 3:
         what = "transposed" if transposed else f"{len(x.shape) - 1}-dimensional"
         raise call.refuse(f"a {what} convolution is not supported; only Conv2d is")
-    attrs = [tuple(map(int, values)) for values in (stride, padding, dilation)]
-    return call.op("conv", [x], call.shape(), [call.constant(1), call.constant(2)], [*attrs, int(groups)])
+    weight, bias = call.constant(1), call.constant(2)
+    pads: list[tuple[int, ...]] = [tuple(map(int, values)) for values in (stride, padding, dilation)]
+    if x.kind == "pad":
+        weight, pads[1] = _padded(call, x, weight, *pads[1:])
+        x = x.inputs[0]
+    return call.op("conv", [x], call.shape(), [weight, bias], [*pads, int(groups)])
+
+
+def _padded(
+    call: Call, x: Op, weight: Const | None, padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[Const, tuple[int, int]]:
+    """Weight and padding of a convolution with the zeros in front of it taken in.
+
+    More zeros on one side than on the other are the same on both, and weights of zero for what is too much.
+    """
+    assert weight is not None
+    (left, right, top, bottom), (height, width) = x.attrs[0], padding
+    both = (max(top, bottom) + height, max(left, right) + width)
+    extra = [both[0] - top - height, both[0] - bottom - height, both[1] - left - width, both[1] - right - width]
+    if any(n % dilation[i // 2] for i, n in enumerate(extra)):
+        raise call.refuse(
+            f"zero padding of {[left, right]} columns and {[top, bottom]} rows in front of a convolution with dilation "
+            f"{list(dilation)}; pad both sides alike"
+        )
+    added = [n // dilation[i // 2] for i, n in enumerate(extra)]
+    wide = np.pad(weight.array(), ((0, 0), (0, 0), (added[0], added[1]), (added[2], added[3])))
+    return call.recorder.table.array_const(wide), both
 
 
 def linear(call: Call) -> Result:
     # addmm and mm hold the transposed weight; aten.linear, where it is not taken apart, the weight itself.
     if call.name == "linear":
         x, weight, bias, transposed = call.node(0), call.constant(1), call.constant(2), False
+    elif call.name == "bmm":  # a Linear on a tensor whose axes changed places
+        if call.val(1) is not None or call.args[1].stride(0) != 0:
+            raise call.unsupported()
+        x, weight, bias, transposed = call.node(0), call.recorder.const(call.args[1][0]), None, True
     elif call.name == "mm":
         x, weight, bias, transposed = call.node(0), call.constant(1), None, True
     else:
@@ -33,7 +64,7 @@ def linear(call: Call) -> Result:
         if bias is not None and bias.tensor.ndim != 1:
             raise call.refuse("the bias is not one value per output feature")
     if len(x.shape) != 1:
-        raise call.refuse(f"a linear layer on {list(x.shape)} features; flatten them first")
+        raise call.refuse(f"a linear layer on {list(x.shape)} features; flatten them to [batch, features] first")
     return call.op("linear", [x], tuple(call.out.shape[1:]), [weight, bias], [transposed])
 
 

@@ -159,6 +159,12 @@ class _Lowering:
         else:
             what = op.attrs[0] if op.kind == "unsupported" else op.kind
             line = f" [{op.site.line}]" if op.site.line else ""
+            if op.kind == "state":
+                raise DalifError(
+                    Code.UNSUPPORTED_LAYER,
+                    f"{op.site}: the potential of '{op.attrs[0]}' is read outside the layer, and only spikes leave a "
+                    f"neuron layer; compute with its spikes{line}",
+                )
             raise DalifError(Code.UNSUPPORTED_LAYER, f"{op.site}: {what}: used in a way that is not supported{line}")
 
     def _name(self, op: Op) -> str:
@@ -188,13 +194,17 @@ class _Lowering:
         name = op.attrs[0]
         p = self._parameters[name]
         values: dict[str, Any] = {
-            key: fit(name, key, getattr(p, key), op.shape) for key in ("alpha", "beta", "v_threshold", "v_reset")
+            key: fit(name, key, getattr(p, key), op.shape, p.aligned)
+            for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target")
         }
         neuron = Neuron(
             name=name,
             inputs=edges,
             reset=p.reset,
             fires_at=p.fires_at,
+            reset_timing=p.reset_timing,
+            update=p.update,
+            state=p.state(),
             raw_alpha=p.raw_alpha,
             raw_beta=p.raw_beta,
             activation=p.activation,

@@ -208,7 +208,8 @@ class _Reading:
         reset = self._recovered(layer, "v_reset", np.asarray(node.v_reset), lambda v: scale * v, lambda v: v / scale)
         return Neuron(
             name=layer.name, inputs=inputs, alpha=frozen(1.0), beta=beta, v_threshold=threshold, v_reset=reset,
-            reset=layer.reset, fires_at=layer.fires_at, potential_scale=self._claimed(layer, "potential_scale"),
+            reset=layer.reset, reset_timing=layer.reset_timing, fires_at=layer.fires_at,
+            potential_scale=self._claimed(layer, "potential_scale"),
             trained_alpha=self._claimed(layer, "alpha"),
         )  # fmt: skip
 

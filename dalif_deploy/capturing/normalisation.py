@@ -84,10 +84,17 @@ def with_normalisation(
     behind = replace(neuron, inputs=(Edge(fresh),))
     if norm_of == "input":
         return node, behind
-    # V = (gain beta) H + (gain alpha X + offset); the raw parameters say nothing of these.
-    scale = Scale(name=fresh, inputs=(source,), factor=frozen(gain * neuron.alpha), offset=offset)
-    beta = frozen(gain * neuron.beta)
-    return scale, replace(behind, alpha=frozen(1.0), beta=beta, raw_alpha=None, raw_beta=None, activation=None)
+    if neuron.reset_timing != "now":
+        raise DalifError(
+            Code.UNSUPPORTED_LAYER,
+            f"neuron layer '{neuron.name}': a norm of its potential beside a reset that comes late is not supported",
+        )
+    # V = (gain beta) H + (gain alpha X + offset); the raw parameters say nothing of these. What the leak pulls to is
+    # a constant, and part of the offset.
+    rest = frozen(offset + gain * (1.0 - neuron.beta) * neuron.leak_target)
+    scale = Scale(name=fresh, inputs=(source,), factor=frozen(gain * neuron.alpha), offset=rest)
+    changed = replace(behind, alpha=frozen(1.0), beta=frozen(gain * neuron.beta), leak_target=frozen(0.0))
+    return scale, replace(changed, raw_alpha=None, raw_beta=None, activation=None)
 
 
 def received(current: Array, before: Node | None) -> Array:

@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dalif_deploy.capturing.state import Fingerprint, fingerprint, same_state
-from dalif_deploy.capturing.values import UNWRITTEN, Const, Op, Site, Table, Val
+from dalif_deploy.capturing.calls import NeuronCalls
+from dalif_deploy.capturing.unknown import with_registration
+from dalif_deploy.capturing.values import UNWRITTEN, Const, Op, Place, Site, Table, Val
 from dalif_deploy.errors import Code, DalifError
 
 _HERE = str(Path(__file__).parent)
@@ -34,20 +35,35 @@ Interpreter = Callable[..., None]
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records what happens to tracked tensors while it is active and `watching` the module.
 
-    `neurons`: the leaf modules by layer name. `interpret`: what an operation means, called with this recorder,
-    the operation, its arguments as they were before it, its result and what it wrote in place. `calls` counts
-    the calls of each neuron, `heard` their nodes per call.
+    `neurons`: the leaf modules by name, `memoryless` those of them that forget. `interpret`: what an operation
+    means, called with this recorder, the operation, its arguments as they were before it, its result and what it
+    wrote in place. `batch`, `timesteps`: of this recording; `whole`: whether one forward is all timesteps.
+    `progress`: how many operations the longest forward had. `orders`: how time and batch were seen to lie in
+    tensors that layers and neurons took whole.
     Raises `DalifError` out of the module's forward for anything that cannot be captured.
     """
 
-    def __init__(self, module: torch.nn.Module, neurons: Mapping[str, torch.nn.Module], interpret: Interpreter) -> None:
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        neurons: Mapping[str, torch.nn.Module],
+        interpret: Interpreter,
+        *,
+        batch: int,
+        timesteps: int,
+        whole: bool,
+        memoryless: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         named = [*module.named_parameters(), *module.named_buffers()]
         self.table = Table(iter(named))
-        self.heard: dict[str, list[Op]] = {name: [] for name in neurons}
+        self.batch, self.timesteps, self.whole = batch, timesteps, whole
+        self.progress = self._operations = 0
+        self.orders: list[Literal["TB", "BT"]] = []
+        names = frozenset(name for name, _ in module.named_modules())
+        self.neurons = NeuronCalls(self, neurons, memoryless, names)
         self._neurons = neurons
         self._interpret = interpret
-        self._states: dict[str, Fingerprint] = {}
         self._names = {id(child): name for name, child in module.named_modules()}
         self._root = module
         self._running: list[torch.nn.Module] = []
@@ -95,10 +111,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         path = self._names.get(id(module), "")
         return Site(path, type(module).__name__, next(module.children(), None) is None, _user_line())
 
-    def running_class(self) -> type:
-        """The class of the innermost running module."""
-        return type(self._running[-1] if self._running else self._root)
-
     def refuse(self, code: Code, why: str) -> DalifError:
         """An error that names the place first."""
         site = self.site()
@@ -112,6 +124,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def entered(module: torch.nn.Module, _: Any) -> None:
             self._running.append(module)
+            if module is self._root:
+                self._operations = 0
 
         def left(module: torch.nn.Module, _: Any, __: Any) -> None:
             if self._running:
@@ -143,6 +157,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
         if self._inside_neuron is not None:
             return func(*args, **kwargs)
+        self._operations += 1
+        self.progress = max(self.progress, self._operations)
         tracked = any(id(leaf) in self._values for leaf in tree_leaves((args, kwargs)))
         if not tracked:
             out = func(*args, **kwargs)
@@ -155,64 +171,33 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(target) not in self._values:  # a constant that is about to be overwritten
                 before = (target.clone(), *args[1:])
         out = func(*args, **kwargs)
-        self._interpret(self, func, before, kwargs, out, target)
+        try:
+            self._interpret(self, func, before, kwargs, out, target)
+        except DalifError as error:
+            operation = str(func.overloadpacket).removeprefix("aten.")
+            running = tuple(module for module in self._running if module is not self._root)
+            told = with_registration(error, running, self.tracked, operation)
+            if told is error:
+                raise
+            raise told from None
         self.buffers.selected(func, args, out)
         return out
 
     def _neuron_called(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         self._settle()
-        module = self._neurons[name]
-        call = len(self.heard[name])
-        where = f"'{name}' ({type(module).__name__})"
-        vals = [val for val in map(self.val, tree_leaves((args, kwargs))) if val is not None]
-        if not vals:
-            raise DalifError(Code.CAPTURE_REFUSED, f"{where}: its input does not depend on the network's input")
-        if len(vals) > 1:
-            raise DalifError(
-                Code.CAPTURE_REFUSED,
-                f"{where}: takes {len(vals)} tensors computed from the input; explicit state, spk, mem = lif(x, mem), "
-                "is not captured yet: keep the state inside the module (a wrapper whose forward takes the input only)",
-            )
-        val = vals[0]
-        if val.d is not None:
-            raise DalifError(
-                Code.CAPTURE_REFUSED,
-                f"{where}: receives all timesteps in one tensor; layouts with a time axis (TB, BT) are not captured "
-                "yet: write forward as one step, or as a loop over time that calls the neuron once a step",
-            )
-        if call and not same_state(self._states[name], fingerprint(module)):
-            raise DalifError(
-                Code.CAPTURE_REFUSED,
-                f"{where}: its state is reset or changed between its calls {call} and {call + 1}; reset it only before "
-                "the first timestep",
-            )
+        if self._inside_neuron is not None:
+            return forward(*args, **kwargs)
         # A neuron must not see its own call as an operation; what it does inside is its reader's business.
         self._inside_neuron = name
         try:
-            out = forward(*args, **kwargs)
+            return self.neurons.called(name, forward, args, kwargs)
         finally:
             self._inside_neuron = None
-        self._states[name] = fingerprint(module)
-        if not isinstance(out, torch.Tensor):
-            raise DalifError(
-                Code.CAPTURE_REFUSED,
-                f"{where}: returns a {type(out).__name__}; explicit state (spk, mem = lif(x, mem)) is not captured "
-                "yet: keep the state inside the module and return the spikes only",
-            )
-        node = val.node
-        if tuple(out.shape[1:]) != node.shape:
-            raise DalifError(
-                Code.CAPTURE_REFUSED,
-                f"{where}: takes {list(node.shape)} and returns {list(out.shape[1:])} (without batch); a neuron layer "
-                "keeps the shape of its input",
-            )
-        site = Site(name, type(module).__name__, True, _user_line())
-        fired = self.table.op("neuron", node.shape, site, (node,), (), (name, call))
-        self.heard[name].append(fired)
-        if any(out is leaf for leaf in tree_leaves((args, kwargs))):
-            raise DalifError(Code.CAPTURE_REFUSED, f"{where}: writes its spikes into its input; return a new tensor")
-        self.track(out, Val((fired,)))
-        return out
+
+    def saw(self, place: Place) -> None:
+        """Time lies there in a tensor that a layer or a neuron takes whole."""
+        if place.order not in self.orders:
+            self.orders.append(place.order)
 
     def const(self, tensor: torch.Tensor) -> Const:
         """The constant an untracked tensor holds."""
@@ -237,10 +222,11 @@ class Buffers:
         dim, index = dim % base.ndim, index % base.shape[dim % base.ndim]
         self._selections[id(out)] = (out, base, dim, index)
 
-    def written(self, target: torch.Tensor, node: Op) -> bool:
-        """Whether `target` is an entry of a buffer, which now holds `node`."""
-        if id(target) not in self._selections:
+    def written(self, target: torch.Tensor, val: Val | None) -> bool:
+        """Whether `target` is an entry of a buffer, which now holds `val`."""
+        if id(target) not in self._selections or val is None or val.d is not None:
             return False
+        node = val.node
         _, base, dim, index = self._selections[id(target)]
         if dim > 1 or tuple(target.shape[1:]) != node.shape:
             return False
@@ -284,14 +270,18 @@ def intercepted(
 
 
 def _user_line() -> str | None:
-    """The innermost line of the user's forward, "file:line: source"."""
+    """The innermost line of the user's code, "file:line: source"; an installed package's where there is no other."""
     frame: FrameType | None = sys._getframe(1)
+    installed: str | None = None
     while frame is not None:
         filename = frame.f_code.co_filename
         if filename.startswith(_HERE) and frame.f_code.co_name == "drive":
-            return None  # past the module: what follows is whoever asked for the capture
+            break  # past the module: what follows is whoever asked for the capture
         if not filename.startswith(_NOT_USER_CODE) and not filename.startswith("<"):
             source = linecache.getline(filename, frame.f_lineno).strip()
-            return f"{Path(filename).name}:{frame.f_lineno}: {source}" if source else None
+            line = f"{Path(filename).name}:{frame.f_lineno}: {source}" if source else None
+            if f"{os.sep}site-packages{os.sep}" not in filename:
+                return line
+            installed = installed or line
         frame = frame.f_back
-    return None
+    return installed

@@ -63,8 +63,8 @@ class StepNumbering:
                 stack.pop()
                 continue
             key: tuple[Any, ...]
-            if top.kind == "neuron":
-                key = ("neuron", top.attrs[0], self._t - top.attrs[1])
+            if top.kind in ("neuron", "state"):
+                key = (top.kind, *top.attrs[:-1], self._t - top.attrs[-1])
             elif top.kind == "input":
                 key = ("input", None if top.attrs[0] is None else self._t - top.attrs[0])
             else:
@@ -91,7 +91,7 @@ class Spans:
             top = stack[-1]
             if id(top) in self._memo:
                 stack.pop()
-            elif top.kind in ("neuron", "input"):
+            elif top.kind in ("neuron", "state", "input"):
                 t = top.attrs[-1]
                 self._memo[id(top)] = frozenset() if t is None else frozenset({t})
             else:
@@ -146,11 +146,15 @@ def _no_delay(name: str, node: Op, t: int, spans: Spans) -> None:
     if others:
         s = min(others)
         source = _source_at(node, s)
-        what = f"'{source.attrs[0]}'" if source.kind == "neuron" else "the input"
+        what = "the input" if source.kind == "input" else f"'{source.attrs[0]}'"
+        reader = node
+        while reader is not source and not any(source is x for x in reader.inputs):
+            reader = next(x for x in reader.inputs if s in spans(x))
+        line = f" [{reader.site.line}]" if reader.site.line else ""
         raise DalifError(
             Code.CAPTURE_REFUSED,
             f"{what} of step {s} is used in step {t}, in the input of '{name}': recurrent or delayed connections "
-            "are not captured; every layer must read the present timestep only",
+            f"are not captured; every layer must read the present timestep only{line}",
         )
 
 
@@ -158,7 +162,7 @@ def _source_at(node: Op, t: int) -> Op:
     stack, seen = [node], set()
     while stack:
         top = stack.pop()
-        if top.kind in ("neuron", "input"):
+        if top.kind in ("neuron", "state", "input"):
             if top.attrs[-1] == t:
                 return top
         elif id(top) not in seen:
@@ -187,14 +191,16 @@ def _find_readout(
             raise DalifError(
                 Code.CAPTURE_REFUSED,
                 f"{output.site}: forward's result is neither the mean, the sum, the maximum nor the last of all "
-                f"{timesteps} steps' values (at {node.kind} in {node.site}); reduce the timesteps in one of these ways",
+                f"{timesteps} steps' values (at {node.kind} in {node.site}); reduce the timesteps in one of these ways"
+                + (f" [{output.site.line}]" if output.site.line else ""),
             )
         else:
             stack.extend(node.inputs)
     if len(found) != 1:
         raise DalifError(
             Code.CAPTURE_REFUSED,
-            f"{output.site}: forward reduces the timesteps in {len(found)} places; one is supported",
+            f"{output.site}: forward reduces the timesteps in {len(found)} places; one is supported"
+            + (f" [{output.site.line}]" if output.site.line else ""),
         )
     return next(iter(found.values()))
 
@@ -210,14 +216,23 @@ def _reduction(
     if node.kind == "max_of":
         leaves = _maximum(node, spans)
         return (leaves[last], "max") if _one_a_step(leaves, timesteps, number, spans) else None
+    # A running mean scales what it has so far, so the factors on single timesteps are taken apart too.
+    return _sum_of_steps(node, timesteps, number, spans) or _sum_of_steps(node, timesteps, number, spans, apart=True)
+
+
+def _sum_of_steps(
+    node: Op, timesteps: int, number: Sequence[StepNumbering], spans: Spans, *, apart: bool = False
+) -> tuple[Op, ReadoutMode] | None:
     form: dict[int, tuple[Op, float]] = {}
-    if not _linear_form(node, 1.0, form, spans):
+    if not _linear_form(node, form, spans, apart=apart):
         return None
+    last = timesteps - 1
     leaves = sorted((leaf for leaf, _ in form.values()), key=lambda leaf: min(spans(leaf)))
-    factors = {factor for _, factor in form.values()}
-    if not _one_a_step(leaves, timesteps, number, spans) or len(factors) != 1:
+    factors = [factor for _, factor in form.values()]
+    # A running mean's factors are equal but for the rounding of their own computation.
+    if not _one_a_step(leaves, timesteps, number, spans) or max(factors) - min(factors) > 1e-14 * abs(factors[0]):
         return None
-    (factor,) = factors
+    factor = 1.0 / timesteps if abs(factors[0] * timesteps - 1.0) < 1e-14 else factors[0]
     leaf = leaves[last]
     if factor == 1.0:
         # o / T added up: the division belongs to the readout.
@@ -246,12 +261,19 @@ def _maximum(node: Op, spans: Spans) -> list[Op]:
     return sorted(leaves.values(), key=lambda leaf: min(spans(leaf), default=-1))
 
 
-def _linear_form(node: Op, factor: float, form: dict[int, tuple[Op, float]], spans: Spans) -> bool:
-    """Write `node` as a sum of factors times nodes of one timestep each; False where it is no such sum."""
-    stack = [(node, factor)]
+def _linear_form(node: Op, form: dict[int, tuple[Op, float]], spans: Spans, *, apart: bool) -> bool:
+    """Write `node` as a sum of factors times nodes of one timestep each; False where it is no such sum.
+
+    `apart`: a factor on one timestep counts as a factor, not as part of the node.
+    """
+    stack = [(node, 1.0)]
     while stack:
         top, c = stack.pop()
         if len(spans(top)) == 1:
+            inner, scale = _scaled(top)
+            if apart and inner is not top:
+                stack.append((inner, c * scale))
+                continue
             leaf, before = form.get(id(top), (top, 0.0))
             form[id(top)] = (leaf, before + c)
         elif top.kind in ("add", "sum_of"):
@@ -281,7 +303,7 @@ def _differ(what: str, a: Op, s: int, b: Op, t: int, number: Sequence[StepNumber
     while True:
         if a.kind != b.kind:
             detail = f"{a.kind} in {a.site} against {b.kind} in {b.site}"
-        elif a.kind in ("neuron", "input"):
+        elif a.kind in ("neuron", "state", "input"):
             detail = f"{a.kind} {a.attrs[0]!r} against {b.attrs[0]!r}"
         elif len(a.inputs) != len(b.inputs) or a.attrs != b.attrs:
             detail = f"{a.kind} with other attributes in {a.site} and {b.site}"
@@ -307,4 +329,10 @@ def _shown(values: np.ndarray[Any, np.dtype[np.float64]]) -> str:
     return f"{float(values):g}" if values.shape == () else f"an unnamed tensor {list(values.shape)}"
 
 
-Layout = Literal["step", "loop"]
+Layout = Literal["step", "loop", "TB", "BT"]
+LAYOUTS: Mapping[str, str] = {
+    "step": "forward is one timestep",
+    "loop": "forward runs all timesteps and calls every neuron once a timestep",
+    "TB": "layers take all timesteps in one tensor, [T, batch, ...] or [T * batch, ...]",
+    "BT": "layers take all timesteps in one tensor, [batch, T, ...] or [batch * T, ...]",
+}

@@ -121,7 +121,7 @@ class NeuronStates:
 
 
 def _own_reset(module: torch.nn.Module) -> Any:
-    for name in ("reset_state", "reset"):
+    for name in ("reset_state", "reset", "reset_mem"):  # the last is snnTorch's, whose `reset` is a tensor
         method = getattr(module, name, None)
         if callable(method):
             return method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,9 +53,10 @@ class Const:
 class Op:
     """One operation on feature maps: `kind` with `inputs`, `consts` and `attrs`; `shape` without batch.
 
-    Kinds: input (attrs: the timestep or None), neuron (attrs: name, timestep), conv, linear, batch_norm,
-    affine (consts: factor, offset), add, max, reshape, avg_pool, max_pool, sum_pool, concat, zeros, time_mean,
-    time_sum, time_max, and "unsupported" for a second output that nobody should read.
+    Kinds: input (attrs: the timestep or None), neuron (attrs: layer, timestep), state (attrs: layer, which,
+    timestep: a potential that left its neuron), conv, linear, batch_norm, affine (consts: factor, offset), add,
+    pad (attrs: left, right, top, bottom; in front of a conv only), reshape, avg_pool, max_pool, sum_pool, concat,
+    zeros, mean_of, sum_of, max_of, and "unsupported" for a second output that nobody should read.
     """
 
     kind: str
@@ -67,18 +68,57 @@ class Op:
     key: tuple[Any, ...] = field(default=(), repr=False)
 
 
+Fold = Literal["", "TB", "BT"]
+"""How time lies in dimension 0 beside the batch: not at all, step by step (T * B) or sample by sample (B * T)."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor holds its timesteps: in dimension `d` of their own, or folded into the batch (`d` = 0)."""
+
+    d: int
+    fold: Fold = ""
+
+    def step(self, tensor: torch.Tensor, t: int, timesteps: int) -> torch.Tensor:
+        """Timestep `t` of the tensor, [B, ...] (a view)."""
+        if self.fold == "TB":
+            batch = tensor.shape[0] // timesteps
+            return tensor[t * batch : (t + 1) * batch]
+        return tensor[t::timesteps] if self.fold == "BT" else tensor.select(self.d, t)
+
+    def whole(self, steps: torch.Tensor) -> torch.Tensor:
+        """The tensor that holds `steps`, [T, B, ...], in this place."""
+        if self.fold == "TB":
+            return steps.flatten(0, 1)
+        return steps.transpose(0, 1).flatten(0, 1) if self.fold == "BT" else steps.movedim(0, self.d)
+
+    @property
+    def order(self) -> Literal["TB", "BT"]:
+        """Whether time or the batch comes first."""
+        return self.fold or ("TB" if self.d == 0 else "BT")
+
+
 @dataclass(frozen=True)
 class Val:
     """A tracked tensor. Untimed: one node, `d` is None, the tensor is [batch, *node.shape].
 
-    Timed: `nodes` are its timesteps, and dimension `d` of the tensor holds `pre` * len(nodes) entries, the
-    timesteps within. Only `pre` = 1 (a time axis of its own) occurs so far; time folded into the batch
-    ([T * B, ...] is d = 0, pre = 1; [B * T, ...] is d = 0, pre = B) is where the other values will come from.
+    Timed: `nodes` are its timesteps, and they lie where `Place(d, fold)` says; without its time the tensor is
+    [batch, *node.shape]. One node with a `d` is an axis of one entry that may become a time axis.
     """
 
     nodes: tuple[Op, ...]
     d: int | None = None
-    pre: int = 1
+    fold: Fold = ""
+
+    @property
+    def place(self) -> Place | None:
+        """Where the timesteps lie, None for an untimed value."""
+        return None if self.d is None else Place(self.d, self.fold)
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension that is time and nothing else, or None."""
+        return None if self.fold else self.d
 
     @property
     def node(self) -> Op:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import traceback
@@ -29,6 +30,8 @@ def loading_options(command: F) -> F:
                      "checkpoint; the current folder is importable."),
         click.option("--model-arg", "model_args", multiple=True, metavar="NAME=VALUE", help="A keyword argument of "
                      "the factory; repeatable."),
+        click.option("--state-key", metavar="KEY", help="Which of several state_dicts in a checkpoint to take, as the "
+                     "error that asks for it names them."),
         click.option("--adapter", type=PATH, metavar="FILE.py", help="Python file run before "
                      "the model is built; it calls register_neuron for your own neuron classes."),
         click.option("--trust-pickle", is_flag=True, help="Unpickle a pickled module. This runs whatever code the "
@@ -37,8 +40,9 @@ def loading_options(command: F) -> F:
                      "model.pt knows it."),
         click.option("--input-shape", callback=_shape, metavar="C,H,W", help="What the module takes, without batch "
                      "and time; a model.pt knows it."),
-        click.option("--layout", type=click.Choice(["step", "loop"]), help="Whether forward is one timestep or runs "
-                     "all of them; inferred otherwise."),
+        click.option("--layout", type=click.Choice(["step", "loop", "TB", "BT"]), help="Whether forward is one "
+                     "timestep, loops over all of them, or takes them in one tensor, [T, batch, ...] or [batch, T, "
+                     "...]; inferred otherwise."),
         click.option("--readout", type=click.Choice(["mean", "sum", "last", "max"]), help="How the outputs of the "
                      "timesteps become the answer; inferred otherwise."),
         click.option("--temporal/--static", "temporal", default=None, help="Whether the input changes over time; "
@@ -75,6 +79,7 @@ def load_options(values: dict[str, Any]) -> Any:
     return LoadOptions(
         factory=values.pop("factory"),
         arguments=_arguments(values.pop("model_args")),
+        state_key=values.pop("state_key"),
         **{
             key: values.pop(key)
             for key in ("adapter", "trust_pickle", "timesteps", "input_shape", "layout", "readout", "temporal")
@@ -116,6 +121,9 @@ def status_of(command: click.Command, arguments: list[str]) -> int:
         if verbose:
             traceback.print_exc()
         click.echo(f"{name}: error: {error}", err=True)
+        if error.details is not None and "--json" in arguments:
+            told = {"code": error.code.identifier, "name": error.code.name, "message": error.message}
+            click.echo(json.dumps({"error": {**told, **error.details}}))
         return error.code.exit_status
     except BrokenPipeError:
         return 0

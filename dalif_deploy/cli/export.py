@@ -17,6 +17,7 @@ Examples:
   dalif-export --to nir model.pt -o net.nir --force
   dalif-export --to onnx --outputs spikes --opset 20 model.pt
   dalif-export --to onnx --precision exact model.pt -o exact.onnx
+  dalif-export --to nir --nir-dialect snntorch --check model.pt
   dalif-export --to pt --model mynet:build --model-arg depth=20 \\
                -T 4 --input-shape 3,32,32 checkpoint.pth
 """
@@ -68,12 +69,18 @@ Examples:
     help="Inputs to verify on, .npz or .npy; default: the samples stored with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Verify on at most N samples.")
+@click.option(
+    "--check",
+    "checked",
+    is_flag=True,
+    help="Write nothing; say of every node of the model whether this target takes it, and why not.",
+)
 @force_option
 @loading_options
 @output_options
 def command(
     model: Path, target: str, output: Path | None, graph: str, precision: str, verified: bool, data: Path | None,
-    samples: int | None, as_json: bool, force: bool, quiet: bool, verbose: int, **rest: Any,
+    samples: int | None, checked: bool, as_json: bool, force: bool, quiet: bool, verbose: int, **rest: Any,
 ) -> int:  # fmt: skip
     """Write a trained DA-LIF network, MODEL, as ONNX or NIR.
 
@@ -81,14 +88,30 @@ def command(
     recognised by its content. Alpha and BatchNorm are folded into the weights, beta into the leak; every step
     of that is proved on sample inputs, the file is read back, and it is verified before it takes its name.
 
-    Exit status: 0 written; 1 the model cannot be exported exactly, or the file diverges; 2 unusable input.
+    Exit status: 0 written, or with --check nothing stands in the way; 1 the model cannot be exported exactly, or the
+    file diverges; 2 unusable input.
     """
-    from dalif_deploy.deploy import export, read_data
+    from dalif_deploy.deploy import check, export, read_data
+    from dalif_deploy.report.checked import print_check
     from dalif_deploy.report.terminal import one_line
 
     talk = Talk(quiet=quiet)
     options = load_options(rest)
     given = {key: value for key, value in rest.items() if value is not None}
+    if checked:
+        if output is not None or force:
+            raise click.UsageError("--check writes nothing; leave out -o and --force")
+        found = check(
+            model, to=target, options=options, data=None if data is None else read_data(data), samples=samples,
+            verified=verified, precision=precision, **given,
+        )  # fmt: skip
+        for note in found.notes:
+            talk.note(note)
+        if as_json:
+            click.echo(json.dumps(found.as_json()))
+        else:
+            print_check(found)
+        return 0 if found.supported else 1
     result = export(
         model, output, to=target, options=options, data=None if data is None else read_data(data), samples=samples,
         verified=verified, force=force, precision=precision, progress=talk.progress, **given,

@@ -58,7 +58,7 @@ def command(
     if output is not None:
         check_output(output, model=model, force=force, data=data)
     inputs = read_data(data)
-    opened = open_for_run(model, runtime=runtime, options=options)
+    opened = open_for_run(model, runtime=runtime, options=options, data=inputs)
     result = summarised(opened, inputs, keep_spikes=spikes, progress=talk.progress)
     if output is not None:
         write_results(result, output)

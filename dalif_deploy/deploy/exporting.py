@@ -70,7 +70,8 @@ def export(
 ) -> ExportResult:
     """Fold a model, write it as `to` ("onnx", "nir" or "pt"), and verify the file before it takes its name.
 
-    `path`: where to; None takes the model's own stem, beside it. `data`, `samples`: as for `verify`.
+    `path`: where to; None takes the model's own stem, beside it. `data`, `samples`: as for `verify`; a module that is
+    captured here is captured on that data, of which a model.pt then holds the first samples.
     `verified`: compare the written file with the model; a divergent file is not kept. `force`: replace an
     existing file (never the model). `precision`: "float32"; or "exact" or "exact64", for ONNX files whose sums no
     order of summation can change (docs/exactness.md, L3). `format_options`: "opset" and "outputs" for onnx,
@@ -80,10 +81,11 @@ def export(
     """
     if to not in (known := (*format_names(), "pt")):
         raise DalifError(Code.BAD_OPTION, f"--to {to}: unknown; there are {', '.join(known)}")
-    opened = open_model(model, options or LoadOptions())
+    given = Data(data, None, "the given data") if isinstance(data, np.ndarray) else data
+    opened = open_model(model, options or LoadOptions(), given)
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
-    check_output(target, model=opened.path, force=force, data=data.path if isinstance(data, Data) else None)
+    check_output(target, model=opened.path, force=force, data=None if given is None else given.path)
     if to == "pt":
         return _to_pt(opened, target, format_options)
     format_ = file_format(to)
@@ -91,7 +93,7 @@ def export(
         raise _no_such_option(to, option)
     if precision != "float32" and "precision" not in format_.options:
         raise DalifError(Code.BAD_OPTION, f"--precision {precision}: {to} files hold float32 only")
-    chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
+    chosen = given or opened.data(samples)
     chosen = chosen.first(samples)
     folded, _ = prove_folding(opened.graph, chosen.batches())
     metadata = {"tool": f"dalif_deploy {__version__}"}

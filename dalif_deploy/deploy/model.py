@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,10 @@ from dalif_deploy.capturing import CapturedModule, capture_module
 from dalif_deploy.checkpoint import Samples
 from dalif_deploy.deploy.data import Data, seeded_data
 from dalif_deploy.deploy.files import kind_of, sha256
+from dalif_deploy.deploy.oddities import described, described_folder
 from dalif_deploy.deploy.proof import prove_capture
-from dalif_deploy.deploy.wild import build_module, load_weights, run_adapter, unpickle
+from dalif_deploy.deploy.weights import load_weights
+from dalif_deploy.deploy.wild import build_module, only_module, read_safetensors, run_adapter, unpickle
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.equivalence import Precision
 from dalif_deploy.errors import Code, DalifError
@@ -30,13 +32,18 @@ SEEDED_SAMPLES = 16
 class LoadOptions:
     """How to read a MODEL that does not say everything itself; one meaning in every command.
 
-    `factory`, `arguments`: "package.module:factory" that builds the module, and its keyword arguments.
+    `factory`, `arguments`: "package.module:factory" that builds the module, and its keyword arguments. `state_key`:
+    which state_dict of a checkpoint is meant, where several fit the module.
     `adapter`: a Python file run before. `trust_pickle`: unpickle a pickled module, which runs its code.
     `timesteps`, `input_shape` (without batch and time), `layout`, `readout`, `temporal`: as for `capture`.
+    `structure_only`: a module that has to be captured is, without proof on samples, which it then has none of; for
+    looking at it only.
+    `examples`: data [N, ...] or [N, T, ...] to capture a module on, in place of random numbers; says the shape too.
     """
 
     factory: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    state_key: str | None = None
     adapter: Path | None = None
     trust_pickle: bool = False
     timesteps: int | None = None
@@ -44,6 +51,8 @@ class LoadOptions:
     layout: str | None = None
     readout: str | None = None
     temporal: bool | None = None
+    structure_only: bool = False
+    examples: NDArray[np.generic] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,39 +84,106 @@ def precision_of(dtype: np.dtype[Any] | str) -> Precision:
     return "float64" if np.dtype(dtype) == np.float64 else "float32"
 
 
-def open_model(source: str | Path | torch.nn.Module | SpikingGraph | Model, options: LoadOptions) -> Model:
+def open_model(
+    source: str | Path | torch.nn.Module | SpikingGraph | Model,
+    options: LoadOptions,
+    data: Data | NDArray[np.generic] | None = None,
+) -> Model:
     """Read or capture a model.
 
     `source`: a path (recognised by content), a module (captured and proved; `options` gives timesteps and
-    input shape), or a graph. Raises `DalifError` with any code of the E01 and E02 groups.
+    input shape), or a graph. `data`: what it will be run on, where there is any; a module is then captured on its
+    first samples rather than on random numbers, and need not say its input's shape.
+    Raises `DalifError` with any code of the E01 and E02 groups.
     """
     if isinstance(source, Model):
         return source
+    options = examples_of(options, data)
     if isinstance(source, SpikingGraph):
         return Model(source, "graph")
     if isinstance(source, torch.nn.Module):
         return _from_module(source, options)
     path = Path(source)
-    kind = kind_of(path)
+    kind = _kind(path)  # a file that is not there is told before anyone's code runs
     if options.adapter is not None:
         run_adapter(options.adapter)
-    if kind == "torch":
-        model = _from_torch(path, options)
+    if (made := module_in(path, options)) is not None:
+        module, notes = made
+        model = _from_module(module, options)
+        model = replace(model, notes=(*notes, *model.notes))
     elif kind == "hdf5":
         model = _from_nir(path, options)
-    elif kind == "onnx":
+    else:
+        model = _from_torch(path, options)
+    return replace(model, path=path, sha256=sha256(path))
+
+
+def examples_of(options: LoadOptions, data: Data | NDArray[np.generic] | None) -> LoadOptions:
+    """`options` with `data` to capture on, where there is any."""
+    return options if data is None else replace(options, examples=data.inputs if isinstance(data, Data) else data)
+
+
+def module_in(path: Path, options: LoadOptions) -> tuple[torch.nn.Module, tuple[str, ...]] | None:
+    """The user's module that a file and `options` make, with its weights, and what was inferred; None where the file
+    holds a graph.
+
+    Raises `DalifError` as `build_module`, `load_weights` and `load_plain` do; FOREIGN_FILE.
+    """
+    kind = _kind(path)
+    if options.factory is None:
+        if kind == "safetensors":
+            raise DalifError(
+                Code.FOREIGN_FILE,
+                f"{path}: holds tensors only; name the code that builds the module with --model package.module:factory",
+            )
+        if kind == "torch" and options.trust_pickle and isinstance(content := _content(path, options), _Unpickled):
+            return only_module(content.value, path), ()
+        return None
+    if kind == "hdf5":
+        return None
+    # Built before the file is read: unpickling, where it is allowed, may need classes of the user's code.
+    module = build_module(options.factory, options.arguments)
+    content = read_safetensors(path) if kind == "safetensors" else _content(path, options)
+    if isinstance(content, _Unpickled):
+        content = content.value
+    if isinstance(content, Mapping) and content.get("format") == checkpoint.FORMAT:
+        _refuse_options(path, options, allowed=())
+    return module, load_weights(module, content, path, key=options.state_key)
+
+
+@dataclass(frozen=True, eq=False)
+class _Unpickled:
+    value: Any
+
+
+def _content(path: Path, options: LoadOptions) -> Any:
+    """What a PyTorch file holds; unpickled, and marked so, only where it must be and that was allowed."""
+    try:
+        return checkpoint.load_plain(path)
+    except DalifError as error:
+        if error.code is not Code.PICKLED or not options.trust_pickle:
+            raise
+        return _Unpickled(unpickle(path))
+
+
+def _kind(path: Path) -> Literal["torch", "hdf5", "safetensors"]:
+    """What a MODEL's file is. Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE for what holds none."""
+    if path.is_dir() and (what := described_folder(path)):
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: {what}")
+    kind = kind_of(path)
+    if kind == "onnx":
         raise DalifError(
             Code.FOREIGN_FILE, f"{path}: an ONNX file is what comes out; give the model that it was made from"
         )
-    elif kind == "safetensors":
-        raise DalifError(
-            Code.FOREIGN_FILE, f"{path}: safetensors files are not read yet; save the state_dict with torch.save"
-        )
-    else:
-        raise DalifError(
-            Code.FOREIGN_FILE, f"{path}: neither a PyTorch nor a NIR file; give a model.pt, a checkpoint or a .nir"
-        )
-    return replace(model, path=path, sha256=sha256(path))
+    if kind == "unknown":
+        other = described(path) or "neither a PyTorch nor a NIR file; give a model.pt, a checkpoint or a .nir"
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: {other}")
+    return kind
+
+
+def training_graph(module: torch.nn.Module, options: LoadOptions) -> SpikingGraph:
+    """What capturing a module gives, not proved. Raises `DalifError` as `capture_module` does."""
+    return _with_time_if_needed(options, lambda given: capture_module(module, **_arguments(given)).graph)[0]
 
 
 def captured_model(
@@ -121,10 +197,12 @@ def captured_model(
     encoding: Encoding | None = None,
     class_names: tuple[str, ...] = (),
     samples: torch.Tensor | NDArray[np.generic] | None = None,
+    proved: bool = True,
 ) -> Model:
     """Capture a module, prove the capture on the samples, and keep the spikes that the module fired on them.
 
     `samples`: data, [N, ...] or [N, T, ...], codes where the encoding is uint8; the example input where None.
+    `proved`: False leaves out the proof, and with it the samples.
     """
     encoding = encoding or Encoding()
     inputs = _array(example_input if samples is None else samples)
@@ -136,6 +214,10 @@ def captured_model(
         module, example_input=example, timesteps=timesteps, layout=layout, readout=readout, temporal=temporal,
         encoding=encoding, class_names=class_names,
     )  # fmt: skip
+    if not proved:
+        return Model(captured.graph, captured.layout, captured.notes, captured=captured)
+    if captured.time_first and samples is None:
+        inputs = np.ascontiguousarray(inputs.swapaxes(0, 1))
     dtype = _dtype(module)
     data = Data(inputs, None, "the samples")
     spec = captured.graph.input_spec
@@ -145,41 +227,67 @@ def captured_model(
 
 
 def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
+    def capture(options: LoadOptions) -> Model:
+        return captured_model(module, proved=not options.structure_only, **_arguments(options))
+
+    model, note = _with_time_if_needed(options, capture)
+    return replace(model, notes=(*model.notes, *note))
+
+
+Captured = TypeVar("Captured")
+
+
+def _with_time_if_needed(
+    options: LoadOptions, capture: Callable[[LoadOptions], Captured]
+) -> tuple[Captured, tuple[str, ...]]:
+    """What `capture` makes with a static input, or, where the module takes none and nothing says that it should, with
+    one that changes over time; and what is to be said of that."""
+    try:
+        return capture(options), ()
+    except DalifError as static:
+        if options.temporal is not None or options.examples is not None:
+            raise
+        try:
+            made = capture(replace(options, temporal=True))
+        except DalifError as changing:
+            raise (changing if static.code is Code.WRONG_SHAPE != changing.code else static) from None
+    return made, (f"temporal=True (forward takes no static input, but [batch, {options.timesteps}, ...])",)
+
+
+def _arguments(options: LoadOptions) -> dict[str, Any]:
+    """What capture is given."""
     if options.timesteps is None:
         raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
-    if options.input_shape is None:
+    example = options.examples
+    if example is not None:
+        example = example[:SEEDED_SAMPLES]
+        if options.input_shape is not None and example.shape[-len(options.input_shape) :] != options.input_shape:
+            raise DalifError(
+                Code.WRONG_SHAPE,
+                f"data of shape {list(example.shape)}: --input-shape says {list(options.input_shape)}; leave it out",
+            )
+    elif options.input_shape is None:
         raise DalifError(
             Code.AMBIGUOUS, "the module does not say what it takes; give --input-shape, such as 3,32,32, without "
-            "batch and time"
+            "batch and time, or --data"
         )  # fmt: skip
-    rng = np.random.default_rng(0)
-    time = (options.timesteps,) if options.temporal else ()
-    example = rng.random((SEEDED_SAMPLES, *time, *options.input_shape), dtype=np.float32)
-    return captured_model(
-        module, example_input=example, timesteps=options.timesteps, layout=options.layout,
-        readout=options.readout, temporal=options.temporal,
-    )  # fmt: skip
+    else:
+        rng = np.random.default_rng(0)
+        time = (options.timesteps,) if options.temporal else ()
+        count = 1 if options.structure_only else SEEDED_SAMPLES
+        example = rng.random((count, *time, *options.input_shape), dtype=np.float32)
+    return {
+        "example_input": example,
+        "timesteps": options.timesteps,
+        "layout": options.layout,
+        "readout": options.readout,
+        "temporal": options.temporal,
+    }
 
 
 def _from_torch(path: Path, options: LoadOptions) -> Model:
-    if options.factory is not None:
-        module = build_module(options.factory, options.arguments)
-        load_weights(module, path)
-        return _from_module(module, options)
-    try:
-        stored = checkpoint.read(path)
-    except DalifError as error:
-        if error.code is not Code.PICKLED or not options.trust_pickle:
-            raise
-        module = unpickle(path)
-        if not isinstance(module, torch.nn.Module):
-            raise DalifError(
-                Code.FOREIGN_FILE,
-                f"{path}: holds a {type(module).__name__}, a torch.nn.Module is needed; name the code that builds it "
-                "with --model package.module:factory",
-            ) from error
-        return _from_module(module, options)
-    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps"))
+    stored = checkpoint.read(path)
+    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "timesteps", "structure_only"))
     model = Model(stored.graph, stored.layout, stored.notes, stored.samples)
     return model if options.timesteps in (None, stored.graph.timesteps) else _other_timesteps(model, options.timesteps)
 
@@ -198,14 +306,14 @@ def _other_timesteps(model: Model, timesteps: int | None) -> Model:
 def _from_nir(path: Path, options: LoadOptions) -> Model:
     from dalif_deploy.capturing.nir import read_nir
 
-    _refuse_options(path, options, allowed=("adapter", "trust_pickle"))
+    _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
     return Model(read_nir(path), "step", ("the model is a NIR file: it is its own reference",))
 
 
 def _refuse_options(path: Path, options: LoadOptions, *, allowed: tuple[str, ...]) -> None:
     names = {"factory": "--model", "arguments": "--model-arg"}
     for key, value in vars(options).items():
-        if key not in allowed and value not in (None, False, {}):
+        if key not in (*allowed, "examples") and value not in (None, False, {}):
             option = names.get(key, "--" + key.replace("_", "-"))
             raise DalifError(Code.BAD_OPTION, f"{path}: says this itself; leave out {option}")
 

@@ -30,7 +30,7 @@ def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic
     Raises `DalifError` (CAPTURE_MISMATCH), naming layer, step and index.
     """
     graph = captured.graph
-    comparer = Comparer("module", graph, arithmetic=Arithmetic(precision))
+    comparer = Comparer("module", graph, arithmetic=Arithmetic.of_module(graph, precision))
     fired = []
     for number, batch in enumerate(batches):
         if number == 0:
@@ -62,9 +62,10 @@ def _prove_potentials(captured: CapturedModule, batch: NDArray[np.generic]) -> N
         assert step.bound is not None
         _same(name, t, "feeds it", currents[name][:, t], step.current, step.current_error)
         if name in held:
-            _same(name, t, "holds a potential of", held[name][:, t], step.held, step.bound)
+            expected = step.potential if name in captured.before_reset else step.held
+            _same(name, t, "holds a potential of", held[name][:, t], expected, step.bound)
 
-    replay(graph, batch, visit, update="sum")
+    replay(graph, batch, visit, update="own")
 
 
 def _same(name: str, t: int, what: str, module: Array, graph: Values, bound: Values) -> None:

@@ -38,17 +38,19 @@ def open_for_run(
     *,
     runtime: str | None = None,
     options: LoadOptions | None = None,
+    data: Data | None = None,
 ) -> Opened:
     """Open a model or an exported file in a runtime.
 
-    `runtime`: a name; None takes events for a model or a .nir, onnxruntime for an .onnx. Raises `DalifError`:
+    `runtime`: a name; None takes events for a model or a .nir, onnxruntime for an .onnx. `data`: what it will be run
+    on, as for `open_model`. Raises `DalifError`:
     what opening raises; BAD_OPTION where the runtime does not run this, MISSING_PACKAGE.
     """
     if isinstance(source, str | Path) and is_exported(Path(source)):
         file = open_exported(Path(source))
         kind = default_runtime(file) if runtime is None else runtime_kind(runtime)
         return Opened(file.open(kind), file.metadata.class_names)
-    model = open_model(source, options or LoadOptions())
+    model = open_model(source, options or LoadOptions(), data)
     kind = runtime_kind(runtime or "events")
     if kind.takes not in ("training", "folded"):
         raise DalifError(Code.BAD_OPTION, f"--runtime {kind.name}: runs .{kind.takes} files; export the model first")

@@ -27,9 +27,10 @@ def capture(
     """The training graph of a module: one time step, as it was trained, proved on the example input.
 
     `example_input`: what the module takes, [B, ...], or [B, T, ...] where the input changes over time.
-    `timesteps`: T. `layout`: "step" (forward is one step) or "loop" (forward runs all T). `readout`: "mean",
-    "sum", "last" or "max" over the steps' outputs. `temporal`: whether the input has a time axis. What is None
-    is inferred. The module is run in evaluation mode and left as it was found.
+    `timesteps`: T. `layout`: "step" (forward is one step), "loop" (forward runs all T), "TB" or "BT" (forward runs
+    all T in one tensor, [T, B, ...] or [B, T, ...]). `readout`: "mean", "sum", "last" or "max" over the steps'
+    outputs. `temporal`: whether the input has a time axis. What is None is inferred (docs/capturing.md). The module
+    is run in evaluation mode and left as it was found.
     Raises `DalifError`: CAPTURE_REFUSED, CAPTURE_MISMATCH, UNSUPPORTED_LAYER, UNKNOWN_NEURON, AMBIGUOUS,
     WRONG_SHAPE, NOT_FINITE, BAD_OPTION.
     """

@@ -106,7 +106,7 @@ def verify(
     OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER.
     A divergence is no error: it is in the verdict.
     """
-    opened = open_model(model, options or LoadOptions())
+    opened = open_model(model, options or LoadOptions(), data)
     graph = opened.graph
     folded = fold(graph)
     chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
@@ -118,7 +118,9 @@ def verify(
         comparer = Comparer(RecordedRuntime.name, folded, reference=graph)
         candidates.found.append(_Candidate(RecordedRuntime(path, shapes), comparer, Form(), path))
     folding = Comparer("folding", graph, arithmetic=Arithmetic("float64"))
-    module = Comparer("module", graph, arithmetic=Arithmetic(_module_precision(opened))) if opened.captured else None
+    module = None
+    if opened.captured:
+        module = Comparer("module", graph, arithmetic=Arithmetic.of_module(graph, _module_precision(opened)))
     fired = {neuron.name: 0 for neuron in graph.neurons}
     steps = dict(fired)
     correct = done = 0
@@ -197,7 +199,7 @@ def _stored_module(model: Model) -> Comparison | None:
     """The spikes that the user's module fired when it was saved, against the training graph."""
     if model.samples is None:
         return None
-    comparer = Comparer("module", model.graph, arithmetic=Arithmetic(_module_precision(model)))
+    comparer = Comparer("module", model.graph, arithmetic=Arithmetic.of_module(model.graph, _module_precision(model)))
     recorded = model.samples.recording
     start = 0
     for batch in Data(model.samples.inputs, None, "").batches():

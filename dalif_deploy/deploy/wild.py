@@ -11,11 +11,8 @@ from typing import Any
 
 import torch
 
-from dalif_deploy.checkpoint import load_plain
+from dalif_deploy.deploy.weights import modules_in
 from dalif_deploy.errors import Code, DalifError
-
-CONTAINERS = ("state_dict", "model_state_dict", "model", "net")
-"""Where checkpoints keep the state_dict when they hold more than that."""
 
 
 def build_module(factory: str, arguments: Mapping[str, Any]) -> torch.nn.Module:
@@ -61,29 +58,42 @@ def run_adapter(path: Path) -> None:
         raise DalifError(Code.BAD_OPTION, f"{path}: the adapter raises {type(error).__name__}: {error}") from error
 
 
-def load_weights(module: torch.nn.Module, path: Path) -> None:
-    """Load a checkpoint's state_dict, bare or in one of `CONTAINERS`, "module." prefixes removed.
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file by name, on the CPU.
 
-    Raises `DalifError`: as `load_plain`; FOREIGN_FILE where there is no state_dict or its keys or shapes are
-    not the module's (all of them are listed).
+    Raises `DalifError`: MISSING_PACKAGE, FILE_DAMAGED.
     """
-    content = load_plain(path)
-    state = next((content[key] for key in CONTAINERS if _is_state(content, key)), content)
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise DalifError(Code.FOREIGN_FILE, f"{path}: holds no state_dict; save model.state_dict()")
-    if all(key.startswith("module.") for key in state):
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = module.state_dict()
-    problems = [f"missing {key}" for key in own if key not in state]
-    problems += [f"unexpected {key}" for key in state if key not in own]
-    problems += [
-        f"{key} is {list(state[key].shape)}, should be {list(own[key].shape)}"
-        for key in own
-        if key in state and state[key].shape != own[key].shape
-    ]
-    if problems:
-        raise DalifError(Code.FOREIGN_FILE, f"{path}: its state_dict is not this module's: {'; '.join(problems)}")
-    module.load_state_dict(state)
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise DalifError(
+            Code.MISSING_PACKAGE, f"{path}: reading safetensors needs a package; install it: pip install safetensors"
+        ) from error
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path, device="cpu")
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise DalifError(
+            Code.FILE_DAMAGED, f"{path}: the file is truncated or damaged ({error}); save or copy it again"
+        ) from error
+    return tensors
+
+
+def only_module(content: Any, path: Path) -> torch.nn.Module:
+    """The one module that an unpickled object is or holds. Raises `DalifError` (FOREIGN_FILE, AMBIGUOUS)."""
+    found = modules_in(content)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DalifError(
+            Code.AMBIGUOUS, f"{path}: holds {len(found)} modules; name the code that builds the one that is meant with "
+            "--model package.module:factory"
+        )  # fmt: skip
+    raise DalifError(
+        Code.FOREIGN_FILE,
+        f"{path}: holds a {type(content).__name__}, a torch.nn.Module is needed; name the code that builds it with "
+        "--model package.module:factory",
+    )
 
 
 def unpickle(path: Path) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,11 @@ class Arithmetic:
     update: Update = "sum"
     grids: Grids | None = None
     pools: Pools = "sum"
+
+    @classmethod
+    def of_module(cls, graph: SpikingGraph, precision: Precision) -> Self:
+        """Of the module that `graph` was captured from: every neuron by its own formula."""
+        return cls(precision, "own" if any(neuron.update != "sum" for neuron in graph.neurons) else "sum")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ A runtime declares its formula, since the same equation rounds differently in an
 - "sum": fl(fl(beta H) + X), as ONNX Runtime, the events runtime and PyTorch compute it; also fused.
 - "decay": v + k (x - v) or v - k v + k x with k = 1 - beta, as NIR simulators compute it; v is then k V.
 
+A module's neurons have each their own formula, which their nodes name: "own".
+
 docs/exactness.md derives both; all bounds here are in the units of V.
 """
 
@@ -18,10 +20,10 @@ from numpy.typing import NDArray
 from dalif_deploy.equivalence.rounding import TINY, U
 from dalif_deploy.equivalence.rounding import gamma as gamma_of
 from dalif_deploy.equivalence.rounding import rounded as float32_rounded
-from dalif_deploy.nodes import Array, Neuron, frozen
+from dalif_deploy.nodes import Array, MembraneForm, Neuron, frozen
 from dalif_deploy.operators import Values
 
-Update = Literal["sum", "decay"]
+Update = Literal["sum", "decay", "own"]
 
 U64 = 2.0**-53
 """The unit roundoff of float64."""
@@ -30,11 +32,11 @@ U64 = 2.0**-53
 class MembraneError:
     """The error of one neuron layer's potential, carried from step to step.
 
-    `update`: the runtime's formula. `unit`: its unit roundoff, that of float32 or `U64`. Values are float64,
-    [batch, *shape] or broadcastable.
+    `update`: the runtime's formula, "sum" or "decay". `unit`: its unit roundoff, that of float32 or `U64`. Values
+    are float64, [batch, *shape] or broadcastable.
     """
 
-    def __init__(self, neuron: Neuron, update: Update, unit: float = U) -> None:
+    def __init__(self, neuron: Neuron, update: MembraneForm, unit: float = U) -> None:
         self._neuron = neuron
         self._update = update
         self._unit = unit
@@ -56,9 +58,13 @@ class MembraneError:
         self.threshold_error: Array = threshold + (decay if update == "decay" else 0.0)
         """How far the threshold that is compared with lies from the exact one."""
         initial = np.asarray(neuron.state[0].initial, dtype=np.float64)
+        self._held: Values
         _, self._held = rounded(initial)
         if update == "decay":  # k H, and k itself, are rounded as well
             self._held = self._held + gamma(3.0) * np.abs(initial)
+        self._started = False
+        self._integrated: Values = self._held
+        self._doubtful: NDArray[np.bool_] = np.zeros((), np.bool_)
 
     def integrate(self, before: Values, current: Values, current_error: Values, potential: Values) -> Values:
         """The error of V[t], given H[t-1], X[t] with its error, and V[t], all exact values."""
@@ -83,9 +89,10 @@ class MembraneError:
     def _decay(self, before: Values, current: Values, scaled: Values, potential: Values) -> Values:
         neuron, held = self._neuron, self._held
         k = np.abs(1.0 - neuron.beta)
-        total = np.abs(neuron.beta) * held + scaled
-        total = total + self._gamma(8.0) * (current + scaled + k * (np.abs(before) + held)) + 8 * TINY
-        around = np.abs(potential) + np.abs(neuron.beta) * (np.abs(before) + held) + current + total
+        leak = np.abs(neuron.leak_target)
+        total = np.abs(neuron.beta) * held + scaled + k * self._leak_error
+        total = total + self._gamma(8.0) * (current + scaled + k * (np.abs(before) + leak + held)) + 8 * TINY
+        around = np.abs(potential) + np.abs(neuron.beta) * (np.abs(before) + held) + k * leak + current + total
         return np.asarray(total + self._gamma(2.0) * around)
 
     def compared(self, potential: Values, error: Values) -> Values:
@@ -101,9 +108,43 @@ class MembraneError:
         terms = gain * (np.abs(potential) + error + np.abs(neuron.norm_mean)) + np.abs(neuron.norm_bias)
         return np.asarray(gain * error + self._gamma(9.0) * terms + 4 * TINY)
 
-    def reset(self, spikes: NDArray[np.bool_], potential_error: Values, after: Values) -> None:
-        """Carry the error of V[t] over the reset to H[t] = `after`; `spikes` is what the candidate fired."""
-        if self._neuron.reset == "hard":
+    def reset_late(
+        self, before: Values, due: NDArray[np.bool_], error: Values, integrated: Values, potential: Values
+    ) -> Values:
+        """The error of V[t] where the reset that was `due` before this step acts now: V = `potential`, which was
+        `integrated`, with its `error`, before it.
+
+        `due` itself is a comparison that rounding may decide otherwise, unless a spike has shown it.
+        """
+        neuron = self._neuron
+        shown = neuron.reset_timing == "next" and self._started
+        near = np.abs(before - neuron.v_threshold) <= self._held + self.threshold_error
+        self._started, self._integrated = True, error
+        self._doubtful = np.zeros_like(due) if shown else near
+        if neuron.reset == "hard":
+            exact = np.where(due, self._reset_error, error)
+            apart = np.abs(integrated - neuron.v_reset) + error + self._reset_error
+            return np.where(self._doubtful, apart, exact)
+        dropped = error + self.threshold_error
+        dropped = dropped + self._unit * (np.abs(potential) + np.abs(neuron.v_threshold) + dropped)
+        error = np.where(due | self._doubtful, dropped, error)
+        return np.where(self._doubtful, error + np.abs(neuron.v_threshold), error)
+
+    def reset(
+        self, spikes: NDArray[np.bool_], potential_error: Values, after: Values, due: NDArray[np.bool_] | None = None
+    ) -> None:
+        """Carry the error of V[t] over the reset to H[t] = `after`; `spikes` is what the candidate fired, `due` what
+        the reset took before, where it comes late."""
+        neuron = self._neuron
+        if neuron.reset == "none" or neuron.reset_timing == "next":
+            self._held = potential_error
+        elif neuron.reset_timing == "carry":
+            # U - v_th S, whatever was due, in two subtractions: a `due` that was decided otherwise is made up for.
+            assert due is not None
+            total: Values = self._integrated + self.threshold_error
+            total = total + 2 * self._unit * (np.abs(after) + 2 * np.abs(neuron.v_threshold) + total)
+            self._held = np.where(spikes | due | self._doubtful, total, self._integrated)
+        elif neuron.reset == "hard":
             # The reset is a value of its own, whatever V was: a spike that is certain clears the error.
             scaled = self._reset_error + (
                 self._gamma(3.0) * np.abs(self._neuron.v_reset) if self._update == "decay" else 0.0

@@ -139,7 +139,12 @@ class _Replay:
             edge.source: [] for node in graph.nodes for edge in node.inputs if edge.delay
         }
         self.membrane: dict[str, Values] = {}
-        self.errors = {} if update is None else {n.name: MembraneError(n, update, unit) for n in graph.neurons}
+        self.errors: dict[str, MembraneError] = {}
+        if update is not None:
+            self.errors = {
+                n.name: MembraneError(n, n.update if update == "own" else update, unit) for n in graph.neurons
+            }
+        self.fired: dict[str, NDArray[np.bool_]] = {}
         self.per_step: list[_Tracked] = []
 
     def run(self) -> Array:
@@ -216,17 +221,21 @@ class _Replay:
         if before is None:
             before = np.full(current.shape, node.state[0].initial)
         leak = node.beta * (before - node.leak_target) + node.leak_target
-        potential = leak + node.alpha * current
+        integrated = leak + node.alpha * current
+        due = None
+        if node.reset_timing == "next" and t:  # a decision of the candidate's, which its spike showed
+            due = self.fired[node.name]
+        elif node.reset_timing != "now":
+            due = _beyond(node, before)
+        potential: Array = integrated if due is None else _late(node, integrated, due)
         compared = potential
         if node.normalised:
             compared = node.norm_gain * (potential - node.norm_mean) + node.norm_bias
-        fires = compared >= node.v_threshold if node.fires_at == "ge" else compared > node.v_threshold
+        fires = _beyond(node, compared)
         spikes = fires if self.history is None else self.history[node.name].step(t)
-        if node.reset == "hard":
-            held: Values = np.where(spikes, node.v_reset, potential)
-        else:
-            held = potential - node.v_threshold * spikes
+        held = _reset(node, potential, spikes, due)
         self.membrane[node.name] = held
+        self.fired[node.name] = spikes
         bound: Values | None = None
         if source.error is not None:
             input_error = source.error
@@ -234,8 +243,32 @@ class _Replay:
                 input_error = input_error + self.unit * (np.abs(current) + input_error)
             membrane = self.errors[node.name]
             with np.errstate(invalid="ignore", over="ignore"):
-                error = unbounded_where_undefined(membrane.integrate(before, current, input_error, potential))
-            membrane.reset(spikes, error, held)
+                error = membrane.integrate(before, current, input_error, integrated)
+                if due is not None:
+                    error = membrane.reset_late(before, due, error, integrated, potential)
+                error = unbounded_where_undefined(error)
+                membrane.reset(spikes, error, held, due)
             bound = membrane.compared(potential, error) + membrane.threshold_error
         self.visit(NeuronStep(node, t, current, potential, compared, fires, held, source.error, bound, source.proved))
         return spikes.astype(np.float64)
+
+
+def _beyond(node: Neuron, potential: Values) -> NDArray[np.bool_]:
+    return np.asarray(potential >= node.v_threshold if node.fires_at == "ge" else potential > node.v_threshold)
+
+
+def _late(node: Neuron, integrated: Array, due: NDArray[np.bool_]) -> Array:
+    """V[t], where the reset that was `due` before this step acts now."""
+    if node.reset == "hard":
+        return np.where(due, node.v_reset, integrated)
+    return np.asarray(integrated - node.v_threshold * due)
+
+
+def _reset(node: Neuron, potential: Array, spikes: NDArray[np.bool_], due: NDArray[np.bool_] | None) -> Array:
+    """H[t] of V[t]."""
+    if node.reset == "none" or node.reset_timing == "next":
+        return potential
+    if node.reset == "hard":
+        return np.where(spikes, node.v_reset, potential)
+    paid = spikes if due is None else spikes.astype(np.int8) - due.astype(np.int8)
+    return np.asarray(potential - node.v_threshold * paid)

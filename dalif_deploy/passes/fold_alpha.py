@@ -68,11 +68,15 @@ def _into_weights(graph: SpikingGraph, neuron: Neuron) -> SpikingGraph | None:
 
 def _into_threshold(graph: SpikingGraph, neuron: Neuron) -> SpikingGraph:
     """Rules (b) and (c)."""
-    if any(variable.initial for variable in neuron.state):
-        raise DalifError(
-            Code.BAD_GRAPH, f"node '{neuron.name}' (Neuron): a state that does not start at 0 cannot be rescaled"
-        )
     size = frozen(np.where(neuron.alpha == 0.0, 1.0, np.abs(neuron.alpha)))
+    state = neuron.state
+    if any(variable.initial for variable in state):
+        if np.ptp(size) != 0.0 or [variable.name for variable in state] != ["membrane"]:
+            raise DalifError(
+                Code.BAD_GRAPH,
+                f"node '{neuron.name}' (Neuron): a state that does not start at 0 cannot be rescaled by channel",
+            )
+        state = tuple(replace(variable, initial=variable.initial / float(size.flat[0])) for variable in state)
     sign = frozen(np.sign(neuron.alpha))
     note = f"{neuron.name}: alpha {_shown(neuron.alpha)} folded into threshold and reset"
     if not np.all(sign == 1.0):
@@ -84,6 +88,7 @@ def _into_threshold(graph: SpikingGraph, neuron: Neuron) -> SpikingGraph:
         v_threshold=frozen(neuron.v_threshold / size),
         v_reset=frozen(neuron.v_reset / size),
         leak_target=frozen(neuron.leak_target / size),
+        state=state,
         potential_scale=frozen(neuron.potential_scale * size),
     )
     return graph.replaced({neuron.name: changed}, note=[note])

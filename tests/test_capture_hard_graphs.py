@@ -133,6 +133,11 @@ POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.parametrize("border", [(1, 1, 1, 1), (0, 2, 1, 0), (3, 1, 0, 0)])
+def test_zeros_around_a_map_that_no_convolution_takes_in(border: tuple[int, ...], tmp_path: Path) -> None:
+    proved(Around(lambda x: 1.3 * F.pad(x, border)), tmp_path)
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_pools(name: str, tmp_path: Path) -> None:
     proved(Around(POOLS[name]), tmp_path)
@@ -204,7 +209,7 @@ def test_a_reader_that_says_the_wrong_place_is_found(where: str) -> None:
 REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
     "rows joined": (lambda x: torch.cat((x, x), 2), "neither the channels"),
     "a constant joined": (lambda x: torch.cat((x, torch.ones_like(x)), 1), "a constant that is not 0"),
-    "a border padded": (lambda x: F.pad(x, (1, 1, 1, 1)), "let the layer that follows pad"),
+    "a border padded with ones": (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), "pads with other values than zero"),
     "channels padded with ones": (lambda x: F.pad(x, (0, 0, 0, 0, 1, 1), value=1.0), "something else than zeros"),
     "rows from the second": (lambda x: x[:, :, 1::2], "takes a slice of a feature map"),
     "half of the channels": (lambda x: x[:, :2], "takes a slice of a feature map"),

@@ -52,6 +52,7 @@ _SUFFIXES = {
     "sum_pool": "sumpool",
     "concat": "concat",
     "zeros": "zeros",
+    "pad": "pad",
 }
 
 
@@ -323,6 +324,16 @@ def _zeros(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
     return Zeros(name=name, shape=op.shape)
 
 
+def _pad(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
+    """Zeros around a map that no convolution takes in: each channel moved by a kernel with a single 1."""
+    left, right, top, bottom = op.attrs[0]
+    channels = op.shape[0]
+    weight = np.zeros((channels, 1, 1 + abs(top - bottom), 1 + abs(left - right)))
+    weight[:, :, max(bottom - top, 0), max(right - left, 0)] = 1.0
+    padding = (max(top, bottom), max(left, right))
+    return Conv2d(name=name, inputs=edges, weight=frozen(weight), padding=padding, groups=channels)
+
+
 def _array(const: Const | None) -> Array:
     assert const is not None
     return const.array()
@@ -338,4 +349,5 @@ _LAYERS: Mapping[str, Callable[[Op, str, tuple[Edge, ...]], Node]] = {
     "reshape": _flatten,
     "concat": _concat,
     "zeros": _zeros,
+    "pad": _pad,
 }

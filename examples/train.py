@@ -43,7 +43,7 @@ def build(options: Options, data: TrainingData, neuron: Callable[..., nn.Module]
         v_threshold=options["v_threshold"], surrogate_width=options["surrogate_width"],
         detach_reset=options["detach_reset"],
     )  # fmt: skip
-    extra = {"size": options["size"]} if options["network"] == "vggsnn" else {}
+    extra = {"size": options["size"]} if options["network"] in ("vggsnn", "vgg-small") else {}
     return make(
         num_classes=len(data.class_names), in_channels=data.channels, timesteps=options["timesteps"], neuron=made,
         **extra,
@@ -268,9 +268,17 @@ def _same(stored: Options, wanted: Options, path: Path) -> None:
         if stored.get(name) != value:
             raise DalifError(
                 Code.BAD_OPTION,
-                f"--{name.replace('_', '-')} {value}: {path} was trained with {stored.get(name)}, and --resume goes on "
-                "as it began; leave the option out, or start again elsewhere with -o",
+                f"{_written(name, value)}: {path} was trained with {_written(name, stored.get(name))}, and --resume "
+                "goes on as it began; leave the option out, or start again elsewhere with -o",
             )
+
+
+def _written(name: str, value: object) -> str:
+    """An option as it is given."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
 
 
 def _device(name: str | None) -> torch.device:

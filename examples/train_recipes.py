@@ -70,7 +70,7 @@ _CIFAR = {"network": "resnet20", "timesteps": 4, "epochs": 1000, "batch_size": 1
 RECIPES: Mapping[str, Recipe] = {
     "cifar10": Recipe(**_CIFAR),
     "cifar100": Recipe(**_CIFAR),
-    "fashion-mnist": Recipe("vgg-small", 4, 6, 128, 28, crop=2, flip=True, gain_lr=0.1),
+    "fashion-mnist": Recipe("vgg-small", 2, 6, 128, 28, flip=True, gain_lr=0.1),
     "imagenet": Recipe("resnet18", 4, 320, 256, 224, crop=1, flip=True, weight_decay=1e-4),
     "cifar10-dvs": Recipe("resnet20", 16, 1000, 32, 64, flip=True, roll=5),
     "dvs128-gesture": Recipe("vgg11", 16, 200, 16, 128, roll=5),

@@ -112,7 +112,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("train.py")
-@click.argument("dataset", type=click.Choice(NAMES))
+@click.argument("dataset", type=click.Choice(NAMES), metavar="DATASET")
 @click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Folder that holds the data.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="Folder for last.pt and model.pt.  [runs/DATASET]"
@@ -133,10 +133,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_options
 @click.pass_context
 def command(
-    context: click.Context, dataset: str, folder: Path, output: Path | None, resume: bool, stop_after: int | None,
+    context: click.Context, /, dataset: str, folder: Path, output: Path | None, resume: bool, stop_after: int | None,
     force: bool, device: str | None, workers: int, samples: int, **given: Any,
 ) -> None:  # fmt: skip
     """Train on DATASET, test after every epoch, and write OUTPUT/last.pt (the training) and OUTPUT/model.pt.
+
+    DATASET is cifar10, cifar100, fashion-mnist, imagenet, cifar10-dvs or dvs128-gesture.
 
     An option that is not given has the data set's value in docs/training.md. The network of the last epoch is saved,
     not the one that did best on the test samples.
@@ -148,6 +150,8 @@ def command(
     content = None
     if resume:
         content = read_state(last)
+        if not isinstance(content.get("options"), dict) or content["options"].keys() != options.keys():
+            raise DalifError(Code.FOREIGN_FILE, f"{last}: has other options than this version of train.py; start again")
         named = [name for name in ("dataset", *given) if _was_given(context, name)]
         _same(content["options"], {name: options[name] for name in named}, last)
         options = content["options"]
@@ -241,8 +245,8 @@ def _introduce(
         f"{options['dataset']}: {len(data.train)} training and {len(data.test)} test samples, "
         f"{len(data.class_names)} classes",
         f"{options['network']}: {parameters:,} parameters, T = {options['timesteps']}, on {device}",
-        " ".join(f"{name}={value}" for name, value in options.items() if name not in shown),
-        sep="\n", markup=False, soft_wrap=True,
+        "options: " + ", ".join(f"{name} {value}" for name, value in options.items() if name not in shown),
+        sep="\n", markup=False, soft_wrap=not console.is_terminal,
     )  # fmt: skip
     if training.epoch:
         console.print(f"going on after epoch {training.epoch}", markup=False)

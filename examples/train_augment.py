@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from dalif_deploy import Code, DalifError, Encoding
 Transform = Callable[[Tensor], Tensor]
 
 
-def torchvision() -> ModuleType:
+def torchvision() -> Any:
     """The package torchvision. Raises `DalifError` (MISSING_PACKAGE).
 
     The build on the Python Package Index is for CUDA: beside a CPU-only torch its compiled operators do not load,

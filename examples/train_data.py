@@ -106,18 +106,17 @@ def open_data(
     mean, std = _STATISTICS[name]
     encoding = Encoding(kind="uint8", scale=1 / 255, mean=mean, std=std)
     normalise = Normalise(encoding, len(mean))
-    varied = image_transform(augmentation, normalise, "imagenet" if name == "imagenet" else "cifar10")
     if name == "imagenet":
-        pictures = _imagenet(folder, size, cropped=bool(augmentation.crop))
+        shown, tested, classes = _imagenet(folder, size, cropped=bool(augmentation.crop))
         varied = image_transform(
             Augmentation(flip=augmentation.flip, autoaugment=augmentation.autoaugment, cutout=augmentation.cutout),
             normalise, "imagenet",
         )  # fmt: skip
-        train, test, classes = pictures
         return TrainingData(
-            LabelledSet(train.codes, train.labels, varied), LabelledSet(test.codes, test.labels, normalise),
+            LabelledSet(shown.codes, shown.labels, varied), LabelledSet(tested.codes, tested.labels, normalise),
             classes, encoding, channels=3, temporal=False,
         )  # fmt: skip
+    varied = image_transform(augmentation, normalise, "cifar10")
     readers = {"cifar10": _cifar10, "cifar100": _cifar100, "fashion-mnist": _fashion}
     (x_train, y_train), (x_test, y_test), classes = readers[name](folder)
     own = x_train.shape[-1]

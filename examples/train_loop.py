@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ class Training:
         self.options = options
         self.epoch = 0
         self.history: list[dict[str, float]] = []
+        self._samples = [len(part) for part in data]
         self._temporal = temporal
         self._device = device
         self._order = torch.Generator().manual_seed(options["seed"])
@@ -97,7 +99,7 @@ class Training:
             group["lr"] = group["initial_lr"] * factor
         self.network.train()
         total, right, seen = 0.0, 0, 0
-        for batch, (inputs, labels) in enumerate(self._train, start=1):
+        for batch, (inputs, labels) in enumerate(_batches(self._train), start=1):
             inputs, labels = inputs.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
             with self._mixed():
                 logits = self._logits(inputs)
@@ -112,7 +114,7 @@ class Training:
                     f"the loss became {value} in epoch {self.epoch + 1}, batch {batch}; start again with a lower --lr",
                 )
             self._optimizer.zero_grad()
-            self._scaler.scale(loss).backward()
+            torch.autograd.backward(self._scaler.scale(loss))
             self._scaler.step(self._optimizer)
             self._scaler.update()
             total += value * len(labels)
@@ -130,17 +132,17 @@ class Training:
         """The share of test samples that the network, in evaluation and in float32, classifies rightly."""
         self.network.eval()
         right = 0
-        for inputs, labels in self._test:
+        for inputs, labels in _batches(self._test):
             logits = self._logits(inputs.to(self._device))
             right += int((logits.mean(dim=0).argmax(dim=1).cpu() == labels).sum())
-        return right / len(self._test.dataset)  # type: ignore[arg-type]
+        return right / self._samples[1]
 
     def save(self, path: Path) -> None:
         """Write the whole state: a file that torch.load reads with weights_only=True."""
         content = {
             "format": FORMAT, "version": VERSION, "options": self.options, "epoch": self.epoch,
             "history": self.history, "network": self.network.state_dict(), "optimizer": self._optimizer.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            "scaler": self._scaler.state_dict(), "samples": self._samples,
             "random": {
                 "torch": torch.get_rng_state(), "order": self._order.get_state(),
                 "cuda": torch.cuda.get_rng_state_all() if self._device.type == "cuda" else [],
@@ -150,7 +152,13 @@ class Training:
             torch.save(content, temporary)
 
     def restore(self, content: dict[str, Any], path: Path) -> None:
-        """Go on from a state that `read_state` read from `path`. Raises `DalifError` (FILE_DAMAGED)."""
+        """Go on from a state that `read_state` read from `path`. Raises `DalifError` (FILE_DAMAGED, BAD_DATA)."""
+        if content.get("samples") != self._samples:
+            raise DalifError(
+                Code.BAD_DATA,
+                f"{path}: was trained and tested on {content.get('samples')} samples, but --data has {self._samples}; "
+                "give the folder with which it began",
+            )
         try:
             self.network.load_state_dict(content["network"])
             self._optimizer.load_state_dict(content["optimizer"])
@@ -162,7 +170,7 @@ class Training:
                 torch.cuda.set_rng_state_all(content["random"]["cuda"])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DalifError(
-                Code.FILE_DAMAGED, f"{path}: does not fit the network and data ({error}); was it from other data?"
+                Code.FILE_DAMAGED, f"{path}: does not fit the network ({error}); start again with --force"
             ) from error
 
     def _logits(self, inputs: Tensor) -> Tensor:
@@ -192,6 +200,17 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("version") != VERSION:
         raise DalifError(Code.FOREIGN_FILE, f"{path}: is no state of a training, version {VERSION}, as train.py writes")
     return content
+
+
+def _batches(loader: DataLoader[tuple[Tensor, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches. An error in a worker process, which torch wraps, is raised as the `DalifError` it was."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        found = re.search(r"DalifError: \[(E\d+)\] (.*)", str(error))
+        if found is None:
+            raise
+        raise DalifError(next(code for code in Code if code.identifier == found[1]), found[2]) from error
 
 
 def _optimizer(network: nn.Module, options: Options) -> torch.optim.Optimizer:

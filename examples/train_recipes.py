@@ -64,12 +64,11 @@ class Recipe:
     surrogate_width: float = 1.0
 
 
-_CIFAR = {"network": "resnet20", "timesteps": 4, "epochs": 1000, "batch_size": 128, "size": 32,
-          "crop": 4, "flip": True, "autoaugment": True, "cutout": 16}  # fmt: skip
+_CIFAR = Recipe("resnet20", 4, 1000, 128, 32, crop=4, flip=True, autoaugment=True, cutout=16)
 
 RECIPES: Mapping[str, Recipe] = {
-    "cifar10": Recipe(**_CIFAR),
-    "cifar100": Recipe(**_CIFAR),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
     "fashion-mnist": Recipe("vgg-small", 2, 6, 128, 28, flip=True, gain_lr=0.1),
     "imagenet": Recipe("resnet18", 4, 320, 256, 224, crop=1, flip=True, weight_decay=1e-4),
     "cifar10-dvs": Recipe("resnet20", 16, 1000, 32, 64, flip=True, roll=5),

@@ -136,6 +136,17 @@ def test_what_cannot_be_resumed_is_refused(tmp_path: Path, fashion: Path, capsys
     assert "[E0104]" in told("--resume")
 
 
+def test_it_is_not_resumed_on_other_data(tmp_path: Path, fashion: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run", fashion, "--epochs", 2, "--stop-after", 1)
+    train_files.write_fashion(tmp_path / "other", train=39)
+    capsys.readouterr()
+    assert run("fashion-mnist", "--data", tmp_path / "other", "-o", tmp_path / "run", "--resume") == 2
+    line = capsys.readouterr().err
+    assert "[E0114]" in line
+    assert "[40, 20]" in line
+    assert "[39, 20]" in line
+
+
 def test_a_training_begins_again_only_by_force(tmp_path: Path, fashion: Path) -> None:
     trained(tmp_path, fashion, "--epochs", 2)
     trained(tmp_path, fashion, "--epochs", 1, "--force")
@@ -406,6 +417,16 @@ def test_imagenet_folders(tmp_path: Path) -> None:
     refused("imagenet", tmp_path, Code.BAD_DATA)
     (tmp_path / "val").rename(tmp_path / "test")
     assert "'val'" in refused("imagenet", tmp_path, Code.FILE_MISSING)
+
+
+@needs_torchvision
+def test_a_worker_process_tells_its_error_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_files.write_imagenet(tmp_path)
+    path = tmp_path / "train" / "n01440764" / "n01440764_0.png"
+    path.write_bytes(path.read_bytes()[:100])
+    options = ("--size", 32, "--no-calibrate", "--workers", 1)
+    assert run("imagenet", "--data", tmp_path, "-o", tmp_path / "run", *SMALL, *options) == 2
+    assert f"error: [E0103] {path}: cannot be read as a picture" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_torchvision_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,10 +80,7 @@ class Training:
         self._train: DataLoader[tuple[Tensor, int]] = DataLoader(
             data[0], size, shuffle=True, generator=self._order, num_workers=workers, pin_memory=pinned
         )
-        # Its own generator: what testing draws must not move the training's.
-        self._test: DataLoader[tuple[Tensor, int]] = DataLoader(
-            data[1], size, generator=torch.Generator(), num_workers=workers, pin_memory=pinned
-        )
+        self._test: DataLoader[tuple[Tensor, int]] = DataLoader(data[1], size, num_workers=workers, pin_memory=pinned)
         self._optimizer = _optimizer(network, options)
         self._scaler = torch.amp.GradScaler(device.type, enabled=options["amp"] and device.type == "cuda")
 

@@ -184,15 +184,29 @@ def test_the_accuracy_is_that_of_the_exported_model(tmp_path: Path) -> None:
 
 
 def test_alpha_and_beta_have_a_rate_of_their_own_and_no_decay(tmp_path: Path, fashion: Path) -> None:
-    folder = trained(tmp_path, fashion, "--epochs", 1, "--gain-lr", 0, "--weight-decay", 0.5)
-    network = torch.load(folder / "last.pt", weights_only=True)["network"]
-    gains = {name: value for name, value in network.items() if name.endswith(("sn.a", "sn.b"))}
+    def network(*options: object) -> dict[str, torch.Tensor]:
+        folder = trained(tmp_path, fashion, "--epochs", 1, "--force", *options)
+        found: dict[str, torch.Tensor] = torch.load(folder / "last.pt", weights_only=True)["network"]
+        return found
+
+    gains = [name for name in network() if name.endswith(("sn.a", "sn.b"))]
     assert len(gains) == 6
-    assert all(value == 1.0 for value in gains.values())
-    network = torch.load(
-        trained(tmp_path, fashion, "--epochs", 1, "--force") / "last.pt", weights_only=True
-    )["network"]  # fmt: skip
-    assert all(network[name] != 1.0 for name in gains)
+    still = network("--gain-lr", 0)
+    assert all(still[name] == 1.0 for name in gains)
+    # Within the first batch, decay moves what it is applied to, and no gradient knows of it.
+    batch = ("--batch-size", 64)
+    free, decayed = network(*batch, "--weight-decay", 0), network(*batch, "--weight-decay", 0.5)
+    assert all(free[name] != 1.0 for name in gains)
+    assert all(torch.equal(free[name], decayed[name]) for name in gains)
+    assert not torch.equal(free["fc.weight"], decayed["fc.weight"])
+
+
+def test_every_epoch_has_its_rate_and_trains_batch_norm(tmp_path: Path, fashion: Path) -> None:
+    options = ("--epochs", 2, "--lr", 0.2, "--gain-lr", 0.5)
+    content = torch.load(trained(tmp_path, fashion, *options) / "last.pt", weights_only=True)
+    assert [entry["lr"] for entry in content["history"]] == pytest.approx([0.2, 0.1])
+    assert [group["lr"] for group in content["optimizer"]["param_groups"]] == pytest.approx([0.1, 0.05])
+    assert content["network"]["layer1.bn.num_batches_tracked"] == 2 * 5  # 40 samples in batches of 8
 
 
 def test_the_neurons_are_as_the_options_say(tmp_path: Path, fashion: Path) -> None:

@@ -143,7 +143,8 @@ def write_gesture(folder: Path, events: int = 900) -> dict[str, Rows]:
     folder.mkdir(parents=True)
     written = {}
     for seed, name in enumerate(("user01_led", "user02_lab", "user24_led")):
-        rows = event_rows(seed, events, start=1_000_000)
+        rows = [*event_rows(seed, events, start=1_000_000), (7, 9, 1, 1_600_000)]  # where one trial ends, one begins
+        rows.sort(key=lambda row: row[3])
         (folder / f"{name}.aedat").write_bytes(aedat3(rows))
         (folder / f"{name}_labels.csv").write_text(
             "class,startTime_usec,endTime_usec\n1,1000000,1300000\n2,1350000,1600000\n11,1600000,1990000\n"

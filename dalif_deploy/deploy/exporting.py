@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalif_deploy import __version__
+from dalif_deploy.contents import TOOL, Compared
 from dalif_deploy.deploy.content import content_of
 from dalif_deploy.deploy.data import Data, Progress
 from dalif_deploy.deploy.files import check_output, sha256, written_whole
@@ -18,7 +18,7 @@ from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.proof import prove_folding
 from dalif_deploy.deploy.saving import write_model
 from dalif_deploy.deploy.verifying import verify
-from dalif_deploy.equivalence import RuntimeComparison, Verdict
+from dalif_deploy.equivalence import RuntimeComparison, Verdict, compare_parameters
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import file_format, format_names
 from dalif_deploy.graph import SpikingGraph
@@ -96,7 +96,7 @@ def export(
     chosen = given or opened.data(samples)
     chosen = chosen.first(samples)
     folded, _ = prove_folding(opened.graph, chosen.batches())
-    metadata = {"tool": f"dalif_deploy {__version__}"}
+    metadata = {"tool": TOOL}
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
     held = content_of(folded, precision)
@@ -104,8 +104,7 @@ def export(
     verdict = None
     with written_whole(target) as temporary:
         format_.write(content, temporary)
-        back = format_.parameters(format_.read(temporary))
-        _check_read_back(target, format_.parameters(content), back)
+        _check_read_back(target, format_.compared(content, format_.read(temporary)))
         if verified:
             verdict = verify(opened, temporary, data=chosen, progress=progress)
             verdict = _named(verdict, temporary, target)
@@ -141,6 +140,8 @@ def first_difference(verdict: Verdict) -> str:
             if runtime.tensors_differing:
                 difference = runtime.tensors_differing[0]
                 return f"tensor {difference.name} {difference.problem}"
+            if runtime.contents_differing:
+                return str(runtime.contents_differing[0])
     return "see the verdict"
 
 
@@ -165,13 +166,11 @@ def _no_such_option(to: str, option: str) -> DalifError:
     return DalifError(Code.BAD_OPTION, f"{shown} is not for --to {to}; leave it out")
 
 
-def _check_read_back(path: Path, written: Any, back: Any) -> None:
-    from dalif_deploy.equivalence import compare_parameters
-
-    for difference in compare_parameters(written, back):
-        raise DalifError(
-            Code.FAULT, f"{path}: read back, tensor {difference.name} is not what was written: {difference.problem}"
-        )
+def _check_read_back(path: Path, compared: Compared) -> None:
+    tensors = compare_parameters(compared.expected, compared.found)
+    problems = [f"tensor {d.name}: {d.problem}" for d in tensors] + [str(d) for d in compared.differences]
+    if problems:
+        raise DalifError(Code.FAULT, f"{path}: read back, it is not what was written: {problems[0]}")
 
 
 def _named(verdict: Verdict, temporary: Path, target: Path) -> Verdict:

@@ -108,7 +108,8 @@ def _unequal(expected: Any, found: Any) -> Iterator[tuple[str, str]]:
                     yield f".{key}{place}", problem
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         for number, (want, have) in enumerate(zip(expected, found, strict=True)):
+            name = want.get("name", number) if isinstance(want, dict) else number
             for place, problem in _unequal(want, have):
-                yield f"[{number}]{place}", problem
-    elif expected != found or type(expected) is not type(found):
+                yield f"[{name}]{place}", problem
+    elif expected != found or isinstance(expected, bool) is not isinstance(found, bool):
         yield "", f"is {shown(found)}, should be {shown(expected)}"

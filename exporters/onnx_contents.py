@@ -289,7 +289,8 @@ class _Pairing:
             problems = list(self._between(node, other))
             # Of another tool's operator, what it has and reads says no more.
             for problem in problems[:1] if rewritten and node.operator != other.operator else problems:
-                yield ContentDifference("node", node.name, f"({node.operator}) {problem}", rewritten)
+                told = problem if node.operator != other.operator else f"({node.operator}) {problem}"
+                yield ContentDifference("node", node.name, told, rewritten)
         for node in self.have.nodes:
             if id(node) not in self._taken:
                 yield ContentDifference("node", node.name, f"({node.operator}) is not expected in the file", rewritten)

@@ -69,6 +69,7 @@ class OnnxRuntime:
             raise DalifError(Code.BAD_OPTION, f"optimization {optimization!r}: give {', '.join(OPTIMIZATIONS)}")
         self.path = Path(path)
         self.notes: list[str] = []
+        self._changed = False
         self._threads = threads
         self._optimization = optimization
         model = open_onnx(self.path)
@@ -91,7 +92,7 @@ class OnnxRuntime:
 
         threads = "a thread a core" if self._threads is None else f"threads {self._threads}"
         described = f"onnxruntime {onnxruntime.__version__} on the CPU, optimization {self._optimization}, {threads}"
-        return f"{described}; tapping the spikes changed the logits' last bits" if self.notes else described
+        return f"{described}; tapping the spikes changed the logits' last bits" if self._changed else described
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """One batch of data -> spikes and logits [N, K]; see `Runtime.run`."""
@@ -143,12 +144,14 @@ class OnnxRuntime:
         if given is None:
             assert tapped is not None  # _check_interface has seen one or the other
             return tapped
-        fired: NDArray[np.bool_] = given != 0
-        if not np.isin(given, (0, 1)).all():
+        wanted = [self.metadata.input.timesteps, *layer.shape]
+        if list(given.shape[1:]) != wanted or not np.isin(given, (0, 1)).all():
             raise DalifError(
                 Code.RUNTIME_CANNOT_RUN,
-                f"{self.path}: the output '{_output(layer)}' gave something else than 0 and 1",
+                f"{self.path}: the output '{_output(layer)}' gave something else than 0 and 1 of shape "
+                f"[N, {', '.join(map(str, wanted))}]",
             )
+        fired: NDArray[np.bool_] = given != 0
         if tapped is not None and not np.array_equal(fired, tapped):
             self.notes.append(
                 f"{self.path}: the output '{_output(layer)}' is not the spikes that layer '{layer.name}' fires in the "
@@ -182,6 +185,7 @@ class OnnxRuntime:
         bits = np.dtype(f"u{logits.dtype.itemsize}")
         differing = logits.view(bits) != tapped.view(bits)
         if differing.any():
+            self._changed = True
             largest = np.abs(logits.astype(np.float64) - tapped).max()
             self.notes.append(
                 f"{self.path}: {np.count_nonzero(differing)} of {logits.size} logits of a batch differ between the "
@@ -195,7 +199,8 @@ class OnnxRuntime:
         """The file must have what its metadata speaks of."""
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [value.name for value in model.graph.input if value.name not in weights]
-        if inputs != [INPUT] or LOGITS not in [value.name for value in model.graph.output]:
+        outputs = _names_of(model.graph.output)
+        if inputs != [INPUT] or LOGITS not in outputs:
             raise DalifError(
                 Code.FOREIGN_FILE,
                 f"{self.path}: needs the one input '{INPUT}' and an output '{LOGITS}', but its inputs are "
@@ -204,7 +209,7 @@ class OnnxRuntime:
         made = {output for node in model.graph.node for output in node.output}
         for layer in self.metadata.layers:
             missing = [tap for tap in self._taps(layer) if tap not in made]
-            if missing and _output(layer) not in made:
+            if missing and _output(layer) not in outputs:
                 raise DalifError(
                     Code.FOREIGN_FILE,
                     f"{self.path}: layer '{layer.name}': no value '{missing[0]}' in the graph, so its spikes cannot "

@@ -108,7 +108,7 @@ def explained(path: Path | None, differing: FileDifferences) -> Iterator[None]:
         if path is None or error.code is not Code.RUNTIME_CANNOT_RUN or not str(differing):
             raise
         raise DalifError(
-            Code.FILE_DAMAGED, f"{path}: {differing}; so it cannot be run ({error.message}): export it again"
+            Code.FILE_DAMAGED, f"{path}: {differing}; so it cannot be run ({error.message.removeprefix(f'{path}: ')}): export it again"
         ) from error
 
 

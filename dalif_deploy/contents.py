@@ -52,8 +52,8 @@ class ContentDifference:
 class Compared:
     """A file's object beside the one that it should be.
 
-    `expected`, `found`: the parameters, by the export's names, paired by what they are used for, to be compared value by
-    value. `differences`: everything else that is not the same, in the export's order.
+    `expected`, `found`: the parameters, by the export's names, paired by what they are used for, to be compared value
+    by value. `differences`: everything else that is not the same, in the export's order.
     """
 
     expected: Arrays
@@ -74,7 +74,9 @@ def compare_metadata(expected: Mapping[str, str], found: Mapping[str, str]) -> I
     for key in sorted(expected.keys() - ORIGIN):
         structural = key == "fold_log" and written_by_another(found) is not None
         if key not in found:
-            yield ContentDifference("metadata", key, f"is missing, should be {shown(_parsed(expected[key]))}", structural)
+            yield ContentDifference(
+                "metadata", key, f"is missing, should be {shown(_parsed(expected[key]))}", structural
+            )
         else:
             for place, problem in _unequal(_parsed(expected[key]), _parsed(found[key])):
                 yield ContentDifference("metadata", f"{key}{place}", problem, structural)

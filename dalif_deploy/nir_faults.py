@@ -26,7 +26,9 @@ FIELDS: Mapping[str, frozenset[str]] = {
 }
 """What a node of each kind that dalif-export writes has in the file."""
 BESIDES = frozenset({"type", "metadata", "version"})
-MISMATCH = re.compile(r"type mismatch: (?P<source>.+)\.output: (?P<gives>.*) -> (?P<target>.+)\.input: (?P<takes>.*)", re.S)
+MISMATCH = re.compile(
+    r"type mismatch: (?P<source>.+)\.output: (?P<gives>.*) -> (?P<target>.+)\.input: (?P<takes>.*)", re.S
+)
 
 
 def fault(path: Path, said: str) -> str | None:
@@ -44,10 +46,12 @@ def _faults(graph: h5py.Group, said: str) -> Iterator[str]:
     yield from _of_edges(graph)
     if found := MISMATCH.search(said):
         source, target = (graph["nodes"][found[key]] for key in ("source", "target"))
-        gives, takes = (" ".join(found[key].split()).replace("[[", "[").replace("]]", "]") for key in ("gives", "takes"))
+        gives, takes = (
+            " ".join(found[key].split()).replace("[[", "[").replace("]]", "]") for key in ("gives", "takes")
+        )
         yield (
-            f"node '{found['source']}' ({_told(source)}) gives {gives}, and '{found['target']}' ({_told(target)}) takes "
-            f"{takes}"
+            f"node '{found['source']}' ({_told(source)}) gives {gives}, and '{found['target']}' "
+            f"({_told(target)}) takes {takes}"
         )
 
 

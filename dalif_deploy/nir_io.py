@@ -19,7 +19,8 @@ def open_nir(path: str | Path) -> tuple[nir.NIRGraph, FileMetadata]:
     """The NIR graph in a file and its metadata.
 
     Raises `DalifError`: FILE_MISSING (not there, a folder, not readable), FILE_DAMAGED (empty, truncated, or
-    parts that cannot be read, by node and attribute where that can be told), FOREIGN_FILE (not HDF5, no NIR graph in it, or written by another tool).
+    parts that cannot be read, by node and attribute where that can be told), FOREIGN_FILE (not HDF5, no NIR
+    graph in it, or written by another tool).
     """
     path = Path(path)
     _check_kind(path)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import nir
 import numpy as np
+from numpy.typing import NDArray
 
 from dalif_deploy.contents import Compared, ContentDifference, compare_metadata, shown, written_by_another
 from dalif_deploy.exporters.nir import parameters
@@ -25,17 +26,13 @@ def compare(expected: nir.NIRGraph, found: nir.NIRGraph) -> Compared:
     want, have = strings(expected), strings(found)
     rewritten = expected.nodes.keys() != found.nodes.keys() or written_by_another(have) is not None
     alike = {name for name, node in expected.nodes.items() if type(found.nodes.get(name)) is type(node)}
-    numbers = [
-        {
-            key: values
-            for key, values in parameters(graph).items()
-            for node, _, field in [key.rpartition(".")]
-            if node in alike and field not in ATTRIBUTES
-        }
-        for graph in (expected, found)
-    ]
+
+    def numbers(graph: nir.NIRGraph) -> dict[str, NDArray[np.generic]]:
+        found = {tuple(key.rsplit(".", 1)): values for key, values in parameters(graph).items()}
+        return {f"{node}.{f}": v for (node, f), v in found.items() if node in alike and f not in ATTRIBUTES}
+
     differences = (*_nodes(expected, found, rewritten), *_edges(expected, found, rewritten))
-    return Compared(*numbers, (*differences, *compare_metadata(want, have)))
+    return Compared(numbers(expected), numbers(found), (*differences, *compare_metadata(want, have)))
 
 
 def _nodes(expected: nir.NIRGraph, found: nir.NIRGraph, rewritten: bool) -> Iterator[ContentDifference]:

@@ -108,11 +108,11 @@ def parameters(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 def export_options(model: onnx.ModelProto) -> dict[str, Any]:
     """The options of `to_onnx`, `precision` apart, that a model's own interface tells: its opset, where this version
     writes it, and whether it gives the layers' spikes."""
-    versions = {entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}
-    options: dict[str, Any] = {
-        "opset": version for version in versions if LOWEST_OPSET <= version <= onnx.defs.onnx_opset_version()
-    }
-    return options | {"outputs": "spikes" if len(model.graph.output) > 1 else "logits"}
+    options: dict[str, Any] = {"outputs": "spikes" if len(model.graph.output) > 1 else "logits"}
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and LOWEST_OPSET <= entry.version <= onnx.defs.onnx_opset_version():
+            options["opset"] = entry.version
+    return options
 
 
 def _check_options(opset: int, outputs: str, precision: str, lattices: Mapping[str, Lattice] | None) -> None:

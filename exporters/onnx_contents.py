@@ -70,7 +70,9 @@ def _equal(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> bool:
 
 
 def _whole(expected: onnx.ModelProto, found: onnx.ModelProto) -> Iterator[ContentDifference]:
-    versions = [{entry.domain or "ai.onnx": entry.version for entry in model.opset_import} for model in (expected, found)]
+    versions = [
+        {entry.domain or "ai.onnx": entry.version for entry in model.opset_import} for model in (expected, found)
+    ]
     used = {node.domain or "ai.onnx" for model in (expected, found) for node in model.graph.node}
     for domain in sorted(used):
         want, have = (version.get(domain) for version in versions)
@@ -148,13 +150,18 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
         return value.decode("utf-8", "replace")
     if isinstance(value, int | float | str):
         return value
-    if hasattr(value, "SerializeToString"):
-        return f"a {type(value).__name__} ({hashlib.sha256(value.SerializeToString(deterministic=True)).hexdigest()})"
-    return [
-        item.decode("utf-8", "replace") if isinstance(item, bytes) else item
-        if isinstance(item, int | float | str) else hashlib.sha256(item.SerializeToString(deterministic=True)).hexdigest()
-        for item in value
-    ]  # fmt: skip
+    return _message(value) if hasattr(value, "SerializeToString") else [_item(item) for item in value]
+
+
+def _item(item: Any) -> Any:
+    if isinstance(item, bytes):
+        return item.decode("utf-8", "replace")
+    return item if isinstance(item, int | float | str) else _message(item)
+
+
+def _message(value: Any) -> str:
+    """A graph, type or sparse tensor, none of which an export has: enough to tell two apart."""
+    return f"a {type(value).__name__} ({hashlib.sha256(value.SerializeToString(deterministic=True)).hexdigest()})"
 
 
 def _hashable(value: Any) -> str:
@@ -166,7 +173,7 @@ def _content(values: Tensor) -> Hashable:
     if values.dtype.hasobject:
         return ("strings", values.shape, tuple(map(str, values.ravel())))
     # As elsewhere, 0.0 and -0.0 are one value.
-    plain = values + values.dtype.type(0) if values.dtype.kind == "f" else values
+    plain = np.where(values == 0, np.zeros_like(values), values) if values.dtype.kind == "f" else values
     digest = hashlib.sha256(np.ascontiguousarray(plain).tobytes()).hexdigest()
     return ("tensor", str(values.dtype), values.shape, digest)
 
@@ -273,7 +280,9 @@ class _Pairing:
 
     def tensors(self, rewritten: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The paired tensors by the export's names; where the model is not rewritten, the unpaired ones too."""
-        expected = {n: v for n, v in self.want.tensors.items() if n in self.value or not (rewritten or self._covered(n))}
+        lacking = {name for name in self.want.tensors if name not in self.value and not self._covered(name)}
+        kept = self.value.keys() | (frozenset() if rewritten else lacking)
+        expected = {name: values for name, values in self.want.tensors.items() if name in kept}
         found = {name: self.have.tensors[self.value[name]] for name in expected if name in self.value}
         if not rewritten:
             found |= {n: values for n, values in self.have.tensors.items() if not self._known(n)}

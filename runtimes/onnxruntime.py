@@ -55,7 +55,8 @@ class OnnxRuntime:
     uint8, or spikes. Its logits are float32 or float64.
 
     Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE (another ONNX file, or one that lacks a
-    layer's spikes, named), BAD_OPTION, MISSING_PACKAGE, RUNTIME_CANNOT_RUN where ONNX Runtime refuses it.
+    layer's spikes, named), BAD_OPTION, MISSING_PACKAGE; RUNTIME_CANNOT_RUN where ONNX Runtime refuses it,
+    FILE_DAMAGED where that is because its shapes contradict each other.
     """
 
     name = "onnxruntime"
@@ -259,15 +260,23 @@ class OnnxRuntime:
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class of their own
-            raise DalifError(
-                Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime {onnxruntime.__version__} refuses it: {error}"
-            ) from error
+            raise self._failed(f"onnxruntime {onnxruntime.__version__} refuses it: {error}") from error
 
     def _compute(self, session: Any, outputs: Sequence[str], inputs: Mapping[str, NDArray[np.generic]]) -> list[Any]:
         try:
             return list(session.run(outputs, inputs))
         except Exception as error:  # as above
-            raise DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime failed on it: {error}") from error
+            raise self._failed(f"onnxruntime failed on it: {error}") from error
+
+    def _failed(self, why: str) -> DalifError:
+        """The file's fault, naming the node, where its shapes contradict each other."""
+        from onnx import shape_inference
+
+        try:
+            shape_inference.infer_shapes(self._model, check_type=True, strict_mode=True, data_prop=True)
+        except shape_inference.InferenceError as error:
+            return DalifError(Code.FILE_DAMAGED, f"{self.path}: its shapes contradict each other: {error}; {why}")
+        return DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: {why}")
 
 
 def _element_type(values: Any, name: str) -> int:

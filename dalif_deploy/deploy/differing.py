@@ -35,6 +35,9 @@ class FileDifferences:
         return ""
 
 
+ALL_ALIKE = FileDifferences()
+
+
 def compared_with_export(file: ExportedFile, folded: SpikingGraph) -> tuple[Content, FileDifferences]:
     """What a file should hold, and what is otherwise in it.
 
@@ -93,9 +96,11 @@ def check_recording(path: Path, differing: FileDifferences, found: Recording, ex
         if (have.shape, have.bits.shape) != (train.shape, train.bits.shape):
             shapes = [[*spikes.bits.shape[:2], *spikes.shape] for spikes in (have, train)]
             raise _unfit(path, differing, f"layer '{name}' fires in shape {shapes[0]}, the model's in {shapes[1]}")
-    if found.logits.shape != expected.logits.shape:
-        have_, want = list(found.logits.shape), list(expected.logits.shape)
-        raise _unfit(path, differing, f"gives logits of shape {have_}, the model {want}")
+    have_, want = list(found.logits.shape), list(expected.logits.shape)
+    if have_[1:] != want[1:]:
+        raise other_model(path, f"gives logits of shape {have_[1:]}, the model {want[1:]}")
+    if have_ != want:
+        raise _unfit(path, differing, f"gives {have_[0]} rows of logits for {want[0]} samples")
 
 
 @contextmanager
@@ -105,10 +110,12 @@ def explained(path: Path | None, differing: FileDifferences) -> Iterator[None]:
     try:
         yield
     except DalifError as error:
-        if path is None or error.code is not Code.RUNTIME_CANNOT_RUN or not str(differing):
+        unrunnable = error.code in (Code.RUNTIME_CANNOT_RUN, Code.FILE_DAMAGED)
+        if path is None or not unrunnable or not str(differing):
             raise
         raise DalifError(
-            Code.FILE_DAMAGED, f"{path}: {differing}; so it cannot be run ({error.message.removeprefix(f'{path}: ')}): export it again"
+            Code.FILE_DAMAGED,
+            f"{path}: {differing}; so it cannot be run ({error.message.removeprefix(f'{path}: ')}): export it again",
         ) from error
 
 

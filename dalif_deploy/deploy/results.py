@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dalif_deploy import __version__
 from dalif_deploy.archive import Archive, ArchiveWriter
 from dalif_deploy.deploy.data import BATCH, Data, Progress
-from dalif_deploy.deploy.files import check_output, sha256, written_whole
+from dalif_deploy.deploy.files import check_output, check_suffix, sha256, written_whole
 from dalif_deploy.deploy.model import Model
 from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Verdict
 from dalif_deploy.equivalence.results import (
@@ -167,6 +167,7 @@ def writing_results(
     """
     target = Path(path)
     check_output(target, model=model.path, force=force, data=data.path)
+    check_suffix(target, ".npz", what="dalif-verify -o", strict=True)
     if target.exists() and any(other.exists() and target.samefile(other) for other in others):
         raise DalifError(
             Code.OUTPUT_IS_INPUT, f"{path}: the output is one of the files that are verified; give another name with -o"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from dalif_deploy.deploy.content import Content, content_of
-from dalif_deploy.deploy.data import Data, Progress
-from dalif_deploy.deploy.differing import FileDifferences, check_recording, compared_with_export, explained
+from dalif_deploy.deploy.data import Data, Progress, as_data, check_labels, check_samples, rounded_inputs
+from dalif_deploy.deploy.differing import ALL_ALIKE, FileDifferences, check_recording, compared_with_export, explained
 from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
-from dalif_deploy.deploy.model import LoadOptions, Model, open_model, precision_of
+from dalif_deploy.deploy.model import LoadOptions, Model, as_path, open_model, precision_of
 from dalif_deploy.deploy.results import ResultsWriter, writing_results
 from dalif_deploy.equivalence import (
     Arithmetic,
@@ -51,7 +52,7 @@ class _Candidate:
     comparer: Comparer
     form: Form
     file: Path | None = None
-    differing: FileDifferences = FileDifferences()
+    differing: FileDifferences = ALL_ALIKE
     definition: Runtime | None = None
     bits: int = 0
     correct: int = 0
@@ -82,10 +83,10 @@ class _Candidates:
 def verify(
     model: str | Path | torch.nn.Module | SpikingGraph | Model,
     *files: str | Path,
-    data: Data | NDArray[np.generic] | None = None,
+    data: Data | Any = None,
     samples: int | None = None,
-    runtimes: Sequence[str] | None = None,
-    recordings: Sequence[str | Path] = (),
+    runtimes: str | Sequence[str] | None = None,
+    recordings: str | Path | Sequence[str | Path] = (),
     options: LoadOptions | None = None,
     progress: Progress | None = None,
     results: str | Path | None = None,
@@ -94,23 +95,30 @@ def verify(
 ) -> Verdict:
     """Compare, spike by spike, everything that runs the model with the training graph in float64.
 
-    `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...], or
-    `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at most so many.
-    `runtimes`: names; None takes torch and events on the model, and every installed runtime that reads a file.
-    `recordings`: .npz files of runs on the same data elsewhere, for instance on a chip (see `RecordedRuntime`);
-    they are judged as float32 runs of the folded graph. `results`: where to store what was compared (see
-    `deploy.results`), with the inputs themselves where `keep_inputs`; `force`: replace an existing file.
-    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, OTHER_MODEL;
+    `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...] as an array,
+    a tensor or lists, or `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at
+    most so many. `runtimes`: a name or names; None takes torch and events on the model, and every installed runtime
+    that reads a file. `recordings`: .npz files of runs on the same data elsewhere, for instance on a chip (see
+    `RecordedRuntime`); they are judged as float32 runs of the folded graph. `results`: where to store what was
+    compared (see `deploy.results`), with the inputs themselves where `keep_inputs`; `force`: replace an existing file.
+    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, BAD_DATA,
+    OTHER_MODEL; FILE_DAMAGED where a file cannot be run because of something in it that the model does not export to;
     OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER.
     A divergence is no error: it is in the verdict.
     """
-    opened = open_model(model, options or LoadOptions(), data)
+    check_samples(samples)
+    names = (runtimes,) if isinstance(runtimes, str) else runtimes
+    if names is not None and not isinstance(names, Sequence):
+        raise DalifError(Code.BAD_OPTION, f"runtimes = {names!r}: give the names of runtimes")
+    recordings = (recordings,) if isinstance(recordings, str | Path) else recordings
+    given = None if data is None else as_data(data)
+    opened = open_model(model, options or LoadOptions(), given)
     graph = opened.graph
     folded = fold(graph)
-    chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
-    chosen = chosen.first(samples)
+    chosen = opened.data(samples) if given is None else given.first(samples)
     graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is opened
-    candidates = _candidates(opened, folded, [Path(file) for file in files], runtimes)
+    check_labels(chosen, math.prod(graph.types[graph.output].shape))
+    candidates = _candidates(opened, folded, [as_path(file, "files") for file in files], names)
     shapes = {neuron.name: (graph.timesteps, *graph.types[neuron.name].shape) for neuron in graph.neurons}
     for path in map(Path, recordings):
         comparer = Comparer(RecordedRuntime.name, folded, reference=graph)
@@ -171,7 +179,7 @@ def verify(
             },
             runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
             accuracy=correct / done if labelled else None,
-            notes=(f"data: {chosen.origin}", *opened.notes, *candidates.notes),
+            notes=(f"data: {chosen.origin}", *rounded_inputs(chosen), *opened.notes, *candidates.notes),
         )
         if writer is not None:
             writer.finish(verdict, {runtime_key(i): candidate.form for i, candidate in enumerate(candidates.found)})
@@ -232,7 +240,7 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
 
 def _candidate(
     model: Model, content: Content, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
-    differing: FileDifferences = FileDifferences(),
+    differing: FileDifferences = ALL_ALIKE,
 ) -> _Candidate:  # fmt: skip
     graph = model.graph if kind.takes == "training" else content.judged
     arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update))

@@ -29,7 +29,7 @@ def class_names_of(names: Any, classes: int | None = None) -> tuple[str, ...]:
     for place, name in enumerate(found):
         if not isinstance(name, str):
             raise DalifError(
-                Code.BAD_OPTION, f"class_names[{place}] is {name!r}, a {type(name).__name__}; give strings"
+                Code.BAD_OPTION, f"class_names[{place}] is {name!r}, of type {type(name).__name__}; give strings"
             )
     if found and classes is not None and len(found) != classes:
         raise DalifError(Code.BAD_OPTION, f"class_names: {len(found)} names for {classes} logits; give one for each")

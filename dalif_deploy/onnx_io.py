@@ -11,6 +11,27 @@ from dalif_deploy.errors import Code, DalifError
 ONNX_FIRST_BYTE = b"\x08"
 
 
+def contradiction(model: Any) -> str | None:
+    """Where a model's shapes contradict each other, by node, or None where they do not."""
+    from onnx import shape_inference
+
+    try:
+        shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+    except shape_inference.InferenceError as error:
+        return str(error)
+    # ONNX's inference does not look at the channels of convolutions.
+    inferred = shape_inference.infer_shapes(model).graph
+    shapes = {tensor.name: list(tensor.dims) for tensor in inferred.initializer}
+    for value in (*inferred.input, *inferred.value_info):
+        shapes[value.name] = [size.dim_value for size in value.type.tensor_type.shape.dim]
+    for node in inferred.node:
+        data, weight = ([*shapes.get(name, ()), 0, 0] for name in (*node.input, "", "")[:2])
+        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        if node.op_type == "Conv" and data[1] and weight[1] and (data[1] != weight[1] * groups or weight[0] % groups):
+            return f"node '{node.name}' (Conv): weight {weight[:-2]} in {groups} groups does not fit {data[1]} channels"
+    return None
+
+
 def open_onnx(path: Path) -> Any:
     """The file's ModelProto. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE)."""
     import onnx

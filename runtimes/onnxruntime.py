@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.metadata import FileMetadata, LayerMetadata
-from dalif_deploy.onnx_io import open_onnx
+from dalif_deploy.onnx_io import contradiction, open_onnx
 from dalif_deploy.recording import Recording, SpikeTrain
 
 INPUT = "input"
@@ -270,12 +270,8 @@ class OnnxRuntime:
 
     def _failed(self, why: str) -> DalifError:
         """The file's fault, naming the node, where its shapes contradict each other."""
-        from onnx import shape_inference
-
-        try:
-            shape_inference.infer_shapes(self._model, check_type=True, strict_mode=True, data_prop=True)
-        except shape_inference.InferenceError as error:
-            return DalifError(Code.FILE_DAMAGED, f"{self.path}: its shapes contradict each other: {error}; {why}")
+        if (what := contradiction(self._model)) is not None:
+            return DalifError(Code.FILE_DAMAGED, f"{self.path}: its shapes contradict each other: {what}; {why}")
         return DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: {why}")
 
 

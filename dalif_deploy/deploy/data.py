@@ -112,7 +112,7 @@ def as_array(values: Any, name: str) -> NDArray[np.generic]:
     """Numbers given in Python as an array: an array, a tensor (detached, from wherever it is), or whatever else
     `numpy.asarray` takes. `name`: the argument's, for errors. Raises `DalifError` (BAD_DATA)."""
     if isinstance(values, str | Path):
-        raise DalifError(Code.BAD_DATA, f"{name}: is a path; give the numbers, read_data(path) reads a file's")
+        raise DalifError(Code.BAD_DATA, f"{name} = {str(values)!r}: give numbers; read_data(path) reads a file's")
     try:
         if hasattr(values, "detach"):
             values = values.detach().cpu()
@@ -120,10 +120,11 @@ def as_array(values: Any, name: str) -> NDArray[np.generic]:
         found = np.asarray(values)
     except Exception as error:  # lists of different lengths, tensors without numbers, anybody's __array__
         raise DalifError(
-            Code.BAD_DATA, f"{name}: a {type(values).__name__} is no array of numbers ({type(error).__name__}: {error})"
+            Code.BAD_DATA,
+            f"{name} of type {type(values).__name__}: no array of numbers ({type(error).__name__}: {error})",
         ) from error
     if found.dtype.kind not in "biuf":
-        raise DalifError(Code.BAD_DATA, f"{name}: a {type(values).__name__} of {found.dtype}; numbers are needed")
+        raise DalifError(Code.BAD_DATA, f"{name} of type {type(values).__name__} ({found.dtype}): numbers are needed")
     return found
 
 

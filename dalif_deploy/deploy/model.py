@@ -192,7 +192,7 @@ def training_graph(module: torch.nn.Module, options: LoadOptions) -> SpikingGrap
 def as_path(source: Any, name: str) -> Path:
     """A path given in Python. Raises `DalifError` (BAD_OPTION), calling it `name`."""
     if not isinstance(source, str | os.PathLike):
-        raise DalifError(Code.BAD_OPTION, f"{name}: a path is needed, not a {type(source).__name__}")
+        raise DalifError(Code.BAD_OPTION, f"{name} of type {type(source).__name__}: a path is needed")
     return Path(source)
 
 

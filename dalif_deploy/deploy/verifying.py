@@ -179,7 +179,9 @@ def verify(
             },
             runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
             accuracy=correct / done if labelled else None,
-            notes=(f"data: {chosen.origin}", *rounded_inputs(chosen), *opened.notes, *candidates.notes),
+            notes=tuple(
+                dict.fromkeys((f"data: {chosen.origin}", *rounded_inputs(chosen), *opened.notes, *candidates.notes))
+            ),
         )
         if writer is not None:
             writer.finish(verdict, {runtime_key(i): candidate.form for i, candidate in enumerate(candidates.found)})

@@ -163,15 +163,15 @@ def writing_results(
 
     `others`: files that take part, which it must not be. `keep_inputs`: store the data itself too, so that the spikes
     can be judged again against the model without it.
-    Raises `DalifError`: NO_FOLDER, OUTPUT_EXISTS, OUTPUT_IS_INPUT.
+    Raises `DalifError`: NO_FOLDER, OUTPUT_EXISTS, OUTPUT_IS_INPUT, BAD_OPTION for a name that is not an .npz file's.
     """
     target = Path(path)
     check_output(target, model=model.path, force=force, data=data.path)
-    check_suffix(target, ".npz", what="dalif-verify -o", strict=True)
     if target.exists() and any(other.exists() and target.samefile(other) for other in others):
         raise DalifError(
             Code.OUTPUT_IS_INPUT, f"{path}: the output is one of the files that are verified; give another name with -o"
         )
+    check_suffix(target, ".npz", what="dalif-verify -o", strict=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix=".dalif-", dir=target.parent)
     except OSError as error:

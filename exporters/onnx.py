@@ -108,7 +108,9 @@ def parameters(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 def export_options(model: onnx.ModelProto) -> dict[str, Any]:
     """The options of `to_onnx`, `precision` apart, that a model's own interface tells: its opset, where this version
     writes it, and whether it gives the layers' spikes."""
-    options: dict[str, Any] = {"outputs": "spikes" if len(model.graph.output) > 1 else "logits"}
+    options: dict[str, Any] = {
+        "outputs": "spikes" if any(value.name.endswith("/spikes") for value in model.graph.output) else "logits"
+    }
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx") and LOWEST_OPSET <= entry.version <= onnx.defs.onnx_opset_version():
             options["opset"] = entry.version

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -25,8 +25,8 @@ from onnx import helper, numpy_helper
 from dalif_deploy.contents import Compared, ContentDifference, Part, compare_metadata, shown, written_by_another
 from dalif_deploy.errors import Code, DalifError
 
-NAMED = ("/spikes", "/potential")
-"""How the names of values end that runtimes read by name."""
+SPIKES, POTENTIAL = "/spikes", "/potential"
+"""How the names of values end that runtimes read by name: the former have to be there, the latter may."""
 
 Tensor = NDArray[np.generic]
 
@@ -81,15 +81,21 @@ def _whole(expected: onnx.ModelProto, found: onnx.ModelProto) -> Iterator[Conten
                 "opset", domain, f"is {have or 'missing'}, should {f'be {want}' if want else 'not be there'}",
                 structural=want is None,
             )  # fmt: skip
+    for part, names in (
+        ("opset", (entry.domain or "ai.onnx" for entry in found.opset_import)),
+        ("input", (value.name for value in found.graph.input)),
+        ("output", (value.name for value in found.graph.output)),
+        ("metadata", (entry.key for entry in found.metadata_props)),
+    ):
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield ContentDifference(cast(Part, part), name, f"is there {count} times, should be once")
     for count, what in (
         (len(found.functions), "functions"), (len(found.training_info), "training information"),
         (len(found.graph.sparse_initializer), "sparse initialisers"),
     ):  # fmt: skip
         if count:
             yield ContentDifference("file", "", f"holds {what} ({count}), which no export does")
-    for key, count in Counter(entry.key for entry in found.metadata_props).items():
-        if count > 1:
-            yield ContentDifference("metadata", key, f"is there {count} times, should be once")
 
 
 def _interface(part: Part, expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[ContentDifference]:
@@ -219,13 +225,13 @@ class _Graph:
     def computes_the_same(self, other: _Graph) -> bool:
         """Whether outputs, values known by name, and the set of everything computed are the same."""
         return (
-            self._known_by_name() == other._known_by_name()
+            self._known_by_name(other) == other._known_by_name(self)
             and set(self.node_number.values()) == set(other.node_number.values())
             and {self.number[name] for name in self.tensors} == {other.number[name] for name in other.tensors}
         )
 
-    def _known_by_name(self) -> dict[str, int | None]:
-        named = (name for name in self.maker if name.endswith(NAMED))
+    def _known_by_name(self, other: _Graph) -> dict[str, int | None]:
+        named = (n for n in self.maker if n.endswith(SPIKES) or (n.endswith(POTENTIAL) and n in other.maker))
         return {name: self.number.get(name) for name in (*self.outputs, *named)}
 
     def _numbered(self, key: Hashable) -> int:
@@ -311,8 +317,10 @@ class _Pairing:
                 if not self._known(name):
                     yield ContentDifference("tensor", name, "is not expected in the file", rewritten)
         for name in self.want.maker:
-            if name.endswith(NAMED) and name not in self.want.outputs and self.value.get(name, name) != name:
-                yield ContentDifference("value", name, f"is called '{self.value[name]}' in the file", rewritten)
+            called = self.value.get(name, name)
+            known = name.endswith(SPIKES) or (name.endswith(POTENTIAL) and name in self.have.maker)
+            if known and name not in self.want.outputs and called != name:
+                yield ContentDifference("value", name, f"is called '{called}' in the file", rewritten)
 
     def _covered(self, name: str) -> bool:
         """Whether an unpaired tensor of the export is in the file all the same, under a name paired otherwise."""

@@ -140,7 +140,10 @@ def test_exact_files_of_another_opset_are_compared_with_themselves(tmp_path: Pat
 
 def _rename_values(model: onnx.ModelProto) -> None:
     outputs = {name for proto in model.graph.node for name in proto.output}
-    rename(model, {name: f"v{i}" for i, name in enumerate(sorted(outputs)) if name.endswith(("/output", "/fires"))})
+    rename(
+        model,
+        {name: f"v{i}" for i, name in enumerate(sorted(outputs)) if not name.endswith("/spikes") and name != "logits"},
+    )
 
 
 def _rename_helpers(model: onnx.ModelProto) -> None:
@@ -328,9 +331,13 @@ CHANGES: dict[str, tuple[Edit, str]] = {
         lambda model: model.metadata_props.add(key="certificate", value="[]"),
         "metadata 'certificate' is [], should not be there",
     ),
-    "an operator set": (
-        lambda model: model.metadata_props.add(key="readout", value="mean"),
-        "metadata 'readout' is there 2 times, should be once",
+    "a second operator set": (
+        lambda model: model.opset_import.insert(0, helper.make_opsetid("", 13)),
+        "opset 'ai.onnx' is there 2 times, should be once",
+    ),
+    "a second output": (
+        lambda model: model.graph.output.append(model.graph.output[0]),
+        "output 'logits' is there 2 times, should be once",
     ),
 }  # fmt: skip
 """By what was changed: the edit, and what must be said."""
@@ -341,10 +348,6 @@ def test_a_changed_onnx_file_names_what_was_changed(place: Path, change: str) ->
     edit, said = CHANGES[change]
     path = edited(place / "net.onnx", edit)
     ran = verified(path)
-    if ran.err:  # ONNX's own checks are stricter in some versions
-        assert change == "an operator set"
-        assert ran.status == 2
-        return
     verdict, contents, _ = found(path)
     assert verdict in ("unproved", "divergent")
     assert any(entry.startswith(said) for entry in contents), contents

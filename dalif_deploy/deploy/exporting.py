@@ -176,9 +176,12 @@ def _no_such_option(to: str, option: str) -> DalifError:
 
 def _check_read_back(path: Path, compared: Compared) -> None:
     tensors = compare_parameters(compared.expected, compared.found)
-    problems = [f"tensor {d.name}: {d.problem}" for d in tensors] + [str(d) for d in compared.differences]
-    if problems:
-        raise DalifError(Code.FAULT, f"{path}: read back, it is not what was written: {problems[0]}")
+    for difference in tensors:
+        raise DalifError(
+            Code.FAULT, f"{path}: read back, tensor {difference.name} is not what was written: {difference.problem}"
+        )
+    for found in compared.differences:
+        raise DalifError(Code.FAULT, f"{path}: read back, it is not what was written: {found}")
 
 
 def _named(verdict: Verdict, temporary: Path, target: Path) -> Verdict:

@@ -9,7 +9,9 @@ import h5py  # type: ignore[import-untyped]
 import nir
 
 from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.hdf5_guard import check_readable
 from dalif_deploy.metadata import FileMetadata
+from dalif_deploy.nir_faults import fault
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -18,16 +20,16 @@ def open_nir(path: str | Path) -> tuple[nir.NIRGraph, FileMetadata]:
     """The NIR graph in a file and its metadata.
 
     Raises `DalifError`: FILE_MISSING (not there, a folder, not readable), FILE_DAMAGED (empty, truncated, or
-    parts that cannot be read), FOREIGN_FILE (not HDF5, no NIR graph in it, or written by another tool).
+    parts that cannot be read, by node and attribute where that can be told), FOREIGN_FILE (not HDF5, no NIR
+    graph in it, or written by another tool).
     """
     path = Path(path)
     _check_kind(path)
     try:
         graph = nir.read(str(path))
     except Exception as error:  # nir checks by assertion, and h5py raises many kinds for damaged parts
-        raise DalifError(
-            Code.FILE_DAMAGED, f"{path}: the NIR graph in it cannot be read ({type(error).__name__}: {error})"
-        ) from error
+        what = fault(path, str(error)) or f"the NIR graph in it cannot be read ({type(error).__name__}: {error})"
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: {what}") from error
     strings = {key: value for key, value in graph.metadata.items() if isinstance(value, str)}
     metadata = FileMetadata.from_strings(strings, source=str(path))
     _check_layers(path, graph, metadata)
@@ -46,6 +48,7 @@ def _check_kind(path: Path) -> None:
         if _HDF5_SIGNATURE.startswith(head):
             raise DalifError(Code.FILE_DAMAGED, f"{path}: the file is truncated; export it again")
         raise DalifError(Code.FOREIGN_FILE, f"{path}: not a .nir file (NIR is stored as HDF5, and this is none)")
+    check_readable(path)
     try:
         with h5py.File(path, "r") as file:
             kind = file["node/type"][()] if "node/type" in file else None
@@ -91,9 +94,8 @@ def _check_layers(path: Path, graph: nir.NIRGraph, metadata: FileMetadata) -> No
     inputs = [node for node in graph.nodes.values() if isinstance(node, nir.Input)]
     outputs = [node for node in graph.nodes.values() if isinstance(node, nir.Output)]
     if len(inputs) != 1 or len(outputs) != 1:
-        raise DalifError(
-            Code.FILE_DAMAGED, f"{path}: {len(inputs)} inputs and {len(outputs)} outputs, where there is one of each"
-        )
+        what = fault(path, "") or f"{len(inputs)} inputs and {len(outputs)} outputs, where there is one of each"
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: {what}")
     shape = tuple(int(n) for n in inputs[0].input_type["input"])
     if shape != metadata.input.shape:
         raise DalifError(

@@ -195,8 +195,8 @@ class BatchNorm(Node):
         for key, value in self.arrays().items():
             if value.shape != channels:
                 raise self._refuse(f"{key} {value.shape} does not fit input {inputs[0].shape}")
-        # Not a number either, where that is what it is.
-        if not np.all(self.variance + self.epsilon > 0.0):
+        # NaN in the variance is told as such by the graph.
+        if np.any(self.variance + self.epsilon <= 0.0) or not math.isfinite(self.epsilon):
             raise self._refuse("variance + epsilon must be above 0")
         return _weighted(inputs, inputs[0].shape)
 

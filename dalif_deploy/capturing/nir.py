@@ -20,7 +20,7 @@ from dalif_deploy.capturing.nir_pools import ANY, max_pool_of
 from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.metadata import FileMetadata, LayerMetadata
+from dalif_deploy.metadata import FileMetadata, LayerMetadata, class_names_of
 from dalif_deploy.nir_io import open_nir
 from dalif_deploy.nir_neurons import beta_of, resistance_of, scale_of, tau_of, threshold_of, v_threshold_of
 from dalif_deploy.nodes import (
@@ -50,14 +50,21 @@ def read_nir(path: str | Path) -> SpikingGraph:
     """
     file, metadata = open_nir(path)
     reading = _Reading(str(path), file, metadata)
-    return SpikingGraph(
-        reading.nodes(),
-        output=reading.output,
-        timesteps=metadata.input.timesteps,
-        encoding=metadata.input.encoding,
-        class_names=metadata.class_names,
-        history=metadata.fold_log,
-    )
+    nodes = reading.nodes()
+    try:
+        graph = SpikingGraph(
+            nodes,
+            output=reading.output,
+            timesteps=metadata.input.timesteps,
+            encoding=metadata.input.encoding,
+            class_names=metadata.class_names,
+            history=metadata.fold_log,
+        )
+        class_names_of(graph.class_names, math.prod(graph.types[graph.output].shape))
+    except DalifError as error:
+        code = Code.NOT_FINITE if error.code is Code.NOT_FINITE else Code.FILE_DAMAGED
+        raise DalifError(code, f"{path}: {error.message}; export it again") from error
+    return graph
 
 
 class _Reading:
@@ -187,8 +194,10 @@ class _Reading:
             beta = frozen(np.ones(claimed.shape if np.all(claimed == 1.0) else ()))
         else:
             tau = np.asarray(node.tau, dtype=np.float64)
-            if np.any(tau <= 0.0) or np.any(node.v_leak):
-                raise self._damaged(f"node '{layer.name}' (LIF) has a tau or v_leak that no dialect has")
+            if np.any(tau <= 0.0):
+                raise self._damaged(f"node '{layer.name}' (LIF) has a tau of {tau.min():g}, which is no length of time")
+            if np.any(node.v_leak):
+                raise self._damaged(f"node '{layer.name}' (LIF) has a v_leak that is not 0, which no dialect has")
             beta = self._recovered(
                 layer, "beta", tau, lambda b: tau_of(b, dialect, self.dt), lambda t: beta_of(t, self.dt)
             )

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.contents import ContentDifference
 from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding, Precision
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
@@ -238,6 +239,7 @@ def decided(
             accuracy=accuracies.get(runtime_key(place)),
             synaptic_operations=runtime["synaptic_operations"],
             definition_differing=runtime["definition_differing"],
+            contents_differing=tuple(ContentDifference(**entry) for entry in runtime.get("contents_differing", ())),
         )
         for place, runtime in enumerate(stored["runtimes"])
     ]

@@ -83,7 +83,10 @@ def survey(module: torch.nn.Module, capture: Callable[[], SpikingGraph]) -> Surv
                 if error.code.exit_status == 2:
                     if not (replaced or errors):
                         raise
-                    break  # the module runs as it is; it is the stand-ins that it cannot run with
+                    # The module runs as it is; it is the stand-ins that it cannot run with.
+                    for refusal in (_refusal(error, module) for error in errors):
+                        found.setdefault((refusal.path, refusal.where or refusal.reason), refusal)
+                    break
                 errors.append(error)
             refusals = [_refusal(error, module) for error in errors]
             unknown = _unknown(module, refusals, replaced)

@@ -63,6 +63,11 @@ class Cause:
     trajectory: tuple[TrajectoryStep, ...]
     also: tuple[Explanation, ...] = ()
 
+    @property
+    def explained(self) -> bool:
+        """Whether a cause was found."""
+        return self.explanation.name != "unexplained"
+
     def as_json(self) -> dict[str, Any]:
         """Plain types, with the keys of the verdict's schema."""
         return {

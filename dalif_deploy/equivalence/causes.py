@@ -67,7 +67,12 @@ def _cause(layer: Layer, own: LayerRun, kept: Kept) -> Cause:
 
 def explain(layer: Layer) -> list[Explanation]:
     """Everything known that explains all contradictions of a layer, the simplest first."""
-    found = [hypothesis.explanation for hypothesis in hypotheses(layer) if not hypothesis.run().contradictions]
+    found: list[Explanation] = []
+    for hypothesis in hypotheses(layer):
+        shifted = hypothesis.name == "shift in time" and any(known.name == "shift in time" for known in found)
+        # Where no bias stands between them, a delay here and a delay there are one.
+        if not shifted and hypothesis.run().contradictions == 0:
+            found.append(hypothesis.explanation)
     estimated = []
     for parameter in sought(layer):
         if any(explanation.name == parameter.name for explanation in found):

@@ -27,13 +27,13 @@ class Estimate:
 
 
 def shortest(low: float, high: float) -> tuple[float, int]:
-    """The decimal of the fewest digits strictly between two numbers (low < high), and how many digits it has; 0 has
-    none."""
+    """The decimal of the fewest places strictly between two numbers (low < high), and how many places it has behind
+    the point."""
     if low < 0.0 < high:
         return 0.0, 0
     if high <= 0.0:
-        value, digits = shortest(-high, -low)
-        return -value, digits
+        value, places = shortest(-high, -low)
+        return -value, places
     # Both are at least 0. The largest power of ten of which a multiple lies between them.
     exponent = 307 if math.isinf(high) else math.floor(math.log10(high))
     if math.isinf(high):
@@ -42,7 +42,7 @@ def shortest(low: float, high: float) -> tuple[float, int]:
         whole = math.floor(low / 10.0**place) + 1
         value = float(f"{whole}e{place}")
         if low < value < high:
-            return value, len(str(whole).rstrip("0"))
+            return value, max(0, -place)
     return (low + high) / 2, DIGITS + 2
 
 
@@ -78,16 +78,18 @@ def estimate(run: Callable[[float], LayerRun], starts: Sequence[float]) -> Estim
 def _settled(run: Callable[[float], LayerRun], here: LayerRun, value: float) -> Estimate:
     """The interval round a number that explains everything, drawn in where V is not linear."""
     low, high = _interval(here, _slope(run, here, value))
-    low, high = min(low, 0.0), max(high, 0.0)
-    for _ in range(8):
-        if math.isinf(low) or run(value + low * (1.0 - 1e-6)).contradictions == 0:
-            break
-        low /= 2
-    for _ in range(8):
-        if math.isinf(high) or run(value + high * (1.0 - 1e-6)).contradictions == 0:
-            break
-        high /= 2
-    return Estimate(value, value + low, value + high)
+    return Estimate(value, value + _reached(run, value, min(low, 0.0)), value + _reached(run, value, max(high, 0.0)))
+
+
+def _reached(run: Callable[[float], LayerRun], value: float, change: float) -> float:
+    """The largest part of `change` that was seen to explain everything too. The bound on rounding, which changes with
+    the number, may take a little off even where V is linear."""
+    if math.isinf(change):
+        return change
+    for part in (1.0 - 1e-6, 1.0 - 1e-3, 0.99, 0.95, 0.8, 0.5, 0.2):
+        if run(value + part * change).contradictions == 0:
+            return part * change
+    return 0.0
 
 
 def _middle(low: float, high: float) -> float:

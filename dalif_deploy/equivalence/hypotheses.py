@@ -123,23 +123,13 @@ def _shifts(layer: Layer) -> Iterator[Hypothesis]:
                 f"fires {_steps(steps)} {word}",
                 lambda late=late: layer.run(late=late),  # type: ignore[misc]
             )
-        for node, place in _entrances(layer):
-            edges = list(node.inputs)
-            source = edges[place].source
-            edges[place] = Edge(source, edges[place].delay + steps)
-            if isinstance(node, Neuron):
-                continue  # the same as firing late, since nothing at all comes in before
-            graph_of = _changed(layer, replace(node, inputs=tuple(edges)))
-            detail = f"what '{node.name}' takes from '{source}' arrives {_steps(steps)} late"
-            yield Hypothesis("shift in time", detail, graph_of)
-
-
-def _entrances(layer: Layer) -> Iterator[tuple[Node, int]]:
-    """Where a delay could stand: behind a neuron or the input, and at the branches of a sum."""
-    for node in [*in_cone(layer), layer.neuron]:
-        for place, edge in enumerate(node.inputs):
-            if isinstance(node, Add) or isinstance(layer.graph[edge.source], Neuron | Input):
-                yield node, place
+        # Through the neuron's own edge nothing at all comes in before: the same as firing late.
+        for node in in_cone(layer):
+            for place, edge in enumerate(node.inputs):
+                edges = list(node.inputs)
+                edges[place] = Edge(edge.source, edge.delay + steps)
+                detail = f"what '{node.name}' takes from '{edge.source}' arrives {_steps(steps)} late"
+                yield Hypothesis("shift in time", detail, _changed(layer, replace(node, inputs=tuple(edges))))
 
 
 def _steps(count: int) -> str:
@@ -147,9 +137,7 @@ def _steps(count: int) -> str:
 
 
 def _changed(layer: Layer, *nodes: Node) -> Callable[[], LayerRun]:
-    """The run of the layer where nodes of its cone are others of the same name."""
-    changes = {node.name: node for node in nodes}
-    return lambda: layer.changed(layer.graph.replaced(changes))
+    return lambda: layer.with_nodes(*nodes)
 
 
 def _branches(layer: Layer) -> Iterator[Hypothesis]:

@@ -13,7 +13,7 @@ from dalif_deploy.equivalence.exact_steps import ExactSteps
 from dalif_deploy.equivalence.judge import Arithmetic, within
 from dalif_deploy.equivalence.replay import NeuronStep, _Replay, _Tracked
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import Array, Neuron
+from dalif_deploy.nodes import Array, Neuron, Node
 from dalif_deploy.operators import Values
 from dalif_deploy.recording import SpikeTrain
 
@@ -111,9 +111,9 @@ class Layer:
             spikes[:, t] = self._run(graph, neuron, currents, spikes, known).fires[:, t]
         return self._run(graph, neuron, currents, spikes, known)
 
-    def changed(self, graph: SpikingGraph) -> LayerRun:
-        """The layer where `graph` stands in the model's place, before the neuron."""
-        return self.run(currents=self.currents(graph))
+    def with_nodes(self, *nodes: Node) -> LayerRun:
+        """The layer where nodes of its cone are others of the same name."""
+        return self.run(currents=self.currents(self.graph.replaced({node.name: node for node in nodes})))
 
     def _run(
         self, graph: SpikingGraph, neuron: Neuron, currents: Currents, spikes: NDArray[np.bool_],

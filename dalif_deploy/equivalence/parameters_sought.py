@@ -30,32 +30,31 @@ class Sought:
     factor: bool = False
 
     def found(self) -> tuple[int, Explanation] | None:
-        """How many digits the number takes that explains everything, and the explanation; None where there is none."""
+        """How many decimal places the number takes that explains everything, and the explanation; None where there is none."""
         result = estimate(self.run, self.starts)
         if result is None:
             return None
-        digits, value = self._told(result)
-        if self.run(value).contradictions:
-            digits, value = 17, result.value
         between = _between(result.low, result.high)
+        ways = (way for way in sorted(self._ways(result)) if self.run(way[1]).contradictions == 0)
+        places, value, times = next(ways, (17, result.value, False))
         if self.factor:
-            return digits, Explanation(self.name, f"{self.what} times {number(value)} ({between})")
-        return digits, Explanation(
-            self.name, f"{self.what} is {number(value)} in place of {number(self.own)} ({between})"
+            return places, Explanation(self.name, f"{self.what} times {number(value)} ({between})")
+        multiple = f", {number(value / self.own)} times that" if times else ""
+        return places, Explanation(
+            self.name, f"{self.what} is {number(value)} in place of {number(self.own)}{multiple} ({between})"
         )
 
-    def _told(self, result: Estimate) -> tuple[int, float]:
-        """The number that is the shortest to tell, itself or as a multiple of the model's."""
-        ways = []
+    def _ways(self, result: Estimate) -> Iterator[tuple[int, float, bool]]:
+        """How many decimal places it takes to tell a number that explains everything; the number; whether as a multiple of the
+        model's."""
         if result.low < result.high:
-            value, digits = shortest(result.low, result.high)
-            ways.append((digits, value))
-            if self.own and not self.factor:
-                low, high = sorted((result.low / self.own, result.high / self.own))
-                if low < high:
-                    value, digits = shortest(low, high)
-                    ways.append((digits, value * self.own))
-        return min(ways, default=(17, result.value))
+            value, places = shortest(result.low, result.high)
+            yield places, value, False
+        if self.own and not self.factor:
+            low, high = sorted((result.low / self.own, result.high / self.own))
+            if low < high:
+                value, places = shortest(low, high)
+                yield places, value * self.own, True
 
 
 def _between(low: float, high: float) -> str:
@@ -109,16 +108,12 @@ def _weights(layer: Layer) -> Iterator[Sought]:
         if isinstance(node, Conv2d | Linear):
 
             def scaled(value: float, node: Conv2d | Linear = node) -> LayerRun:
-                return layer.changed(
-                    layer.graph.replaced({node.name: replace(node, weight=frozen(node.weight * value))})
-                )
+                return layer.with_nodes(replace(node, weight=frozen(node.weight * value)))
 
             yield Sought("scaled weights", f"the weights of '{node.name}'", 1.0, scaled, (1.0,), factor=True)
         elif isinstance(node, Scale):
 
             def multiplied(value: float, node: Scale = node) -> LayerRun:
-                return layer.changed(
-                    layer.graph.replaced({node.name: replace(node, factor=frozen(node.factor * value))})
-                )
+                return layer.with_nodes(replace(node, factor=frozen(node.factor * value)))
 
             yield Sought("scaled weights", f"the factor of '{node.name}'", 1.0, multiplied, (1.0,), factor=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from dalif_deploy.equivalence.cause import Explanation
 from dalif_deploy.equivalence.hypotheses import flattened_before, in_cone
 from dalif_deploy.equivalence.layer_replay import Layer, LayerRun
-from dalif_deploy.nodes import Array, Conv2d, Linear, Neuron, frozen
+from dalif_deploy.equivalence.replay import _Tracked
+from dalif_deploy.nodes import Array, Conv2d, Linear, frozen
 from dalif_deploy.operators import Values, pad, windows
 
 Order = NDArray[np.intp]
@@ -23,6 +24,8 @@ ALL_UP_TO = 4
 
 SHOWN = 8
 
+PARAMETERS = ("alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale")
+
 
 def permuted(layer: Layer) -> Iterator[Explanation]:
     """The orders of channels that explain everything, first of the layer itself, then of what its weights take.
@@ -30,9 +33,9 @@ def permuted(layer: Layer) -> Iterator[Explanation]:
     An order has as much freedom as it moves channels; it is no explanation of fewer contradictions than that.
     """
     count = layer.run().contradictions
-    order = _made(layer)
-    if order is not None and _moved(order) <= count:
-        yield Explanation("permuted channels", f"the layer's channels stand in the order {_shown(order)}")
+    for what, order in _made(layer):
+        if _moved(order) <= count:
+            yield Explanation("permuted channels", f"{what} in the order {_shown(order)}")
     for node in in_cone(layer):
         if isinstance(node, Conv2d | Linear) and (not isinstance(node, Conv2d) or node.groups == 1):
             order = _Taken(layer, node).found()
@@ -58,39 +61,46 @@ def _shown(order: Order) -> str:
 # ---- what the layer makes
 
 
-def _made(layer: Layer) -> Order | None:
-    """The order of the layer's own channels, or None: for every channel of the candidate, a channel of the model that
-    would have fired as it did; then one of the model for each of the candidate."""
+def _made(layer: Layer) -> Iterator[tuple[str, Order]]:
+    """What stands in another order, and in which: the layer with its parameters, or what one node makes for it."""
+    shape = layer.recorded.shape[2:]
+    own = {key: getattr(layer.neuron, key) for key in PARAMETERS if getattr(layer.neuron, key).size > 1}
+
+    def whole(order: Order) -> LayerRun:
+        parameters = {key: frozen(np.broadcast_to(values, shape)[order]) for key, values in own.items()}
+        neuron = replace(layer.neuron, **parameters) if parameters else layer.neuron
+        return layer.run(neuron, [_in_order(current, order) for current in layer.own_currents])
+
+    yield from _matched("the layer's channels stand", layer, whole)
+    for node in in_cone(layer):
+        single = layer.neuron.inputs[0].source == node.name and not own
+        if isinstance(node, Conv2d | Linear) and len(node.weight) == shape[0] and not single:
+
+            def of_node(order: Order, node: Conv2d | Linear = node) -> LayerRun:
+                bias = None if node.bias is None else frozen(node.bias[order])
+                return layer.with_nodes(replace(node, weight=frozen(node.weight[order]), bias=bias))
+
+            yield from _matched(f"the channels that '{node.name}' makes stand", layer, of_node)
+
+
+def _in_order(current: _Tracked, order: Order) -> _Tracked:
+    error = None if current.error is None else current.error[:, order]
+    return replace(current, value=current.value[:, order], error=error)
+
+
+def _matched(what: str, layer: Layer, run: Callable[[Order], LayerRun]) -> Iterator[tuple[str, Order]]:
+    """For every channel of the candidate, a channel of the model that would have fired as it did; then one of the
+    model for each of the candidate. `run`: the layer with its channels in an order."""
     channels = layer.recorded.shape[2]
-    if channels < 2:
-        return None
     fits = np.zeros((channels, channels), np.bool_)
     for shift in range(channels):
         order = (np.arange(channels) + shift) % channels
-        wrong = _with_made(layer, order).wrong
+        wrong = run(order).wrong
         axes = tuple(axis for axis in range(wrong.ndim) if axis != 2)
         fits[np.arange(channels), order] = ~wrong.any(axis=axes)
-    order = _matching(fits)
-    if order is None or not _moved(order):
-        return None
-    return order if _with_made(layer, order).contradictions == 0 else None
-
-
-def _with_made(layer: Layer, order: Order) -> LayerRun:
-    currents = [
-        replace(
-            current, value=current.value[:, order], error=None if current.error is None else current.error[:, order]
-        )
-        for current in layer.own_currents
-    ]
-    shape = layer.recorded.shape[2:]
-    changes = {}
-    for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale"):
-        values = getattr(layer.neuron, key)
-        if values.size > 1:
-            changes[key] = frozen(np.broadcast_to(values, shape)[order])
-    neuron: Neuron = replace(layer.neuron, **changes) if changes else layer.neuron
-    return layer.run(neuron, currents)
+    found = _matching(fits)
+    if found is not None and _moved(found) and run(found).contradictions == 0:
+        yield what, found
 
 
 def _matching(fits: NDArray[np.bool_]) -> Order | None:
@@ -147,7 +157,7 @@ class _Taken:
 
     def _run(self, order: Order) -> LayerRun:
         weight = frozen(self.weight[:, order].reshape(self.node.weight.shape))
-        return self.layer.changed(self.layer.graph.replaced({self.node.name: replace(self.node, weight=weight)}))
+        return self.layer.with_nodes(replace(self.node, weight=weight))
 
     def _swapped(self) -> Order | None:
         """Swap two channels at a time, those whose swap helps most by the gradient of V at the contradictions; every

@@ -15,10 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.equivalence.cause import Cause
 from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding, Precision
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.equivalence.rounding import Grids
+from dalif_deploy.equivalence.suspicion import settled, suspect
 from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict, worst
 from dalif_deploy.nodes import frozen
 from dalif_deploy.recording import Recording
@@ -189,9 +191,10 @@ class StoredComparison:
         by_outcome = {outcome: sum(found == outcome for found in outcomes.values()) for outcome in Outcome}
         by_outcome[Outcome.EXACT] = tally.samples - len(outcomes)
         place = {name: number for number, name in enumerate(layers)}
+        suspected = suspect(origins, uncertain)
         return Comparison(
             name=self.facts["name"],
-            outcome=worst(outcomes.values()),
+            outcome=settled(worst(outcomes.values()), suspected),
             samples=tally.samples,
             spikes_compared=tally.compared,
             spikes_differing=sum(tally.differing.values()),
@@ -204,6 +207,7 @@ class StoredComparison:
             max_logit_difference=tally.logit_difference,
             logits_beyond=self.logits_beyond,
             prediction_changes=tally.prediction_changes,
+            suspect=suspected,
         )
 
 
@@ -237,6 +241,7 @@ def decided(
             accuracy=accuracies.get(runtime_key(place)),
             synaptic_operations=runtime["synaptic_operations"],
             definition_differing=runtime["definition_differing"],
+            cause=None if runtime.get("cause") is None else Cause.of_json(runtime["cause"]),
         )
         for place, runtime in enumerate(stored["runtimes"])
     ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dalif_deploy.equivalence.judge import NeuronStepFinding
+from dalif_deploy.equivalence.verdict import Outcome
 
 Suspect = Literal["threshold rule"]
 
@@ -27,3 +28,8 @@ def suspect(origins: Sequence[NeuronStepFinding], uncertain: Sequence[NeuronStep
     layers = {origin.layer for origin in origins}
     ties = {(u.sample, u.layer, u.t, u.index) for u in uncertain if u.layer in layers and u.margin == 0.0}
     return "threshold rule" if ties <= contradicting else None
+
+
+def settled(outcome: Outcome, suspected: Suspect | None) -> Outcome:
+    """The outcome, or unproved where rounding could explain all but what is suspected explains it better."""
+    return max(outcome, Outcome.UNPROVED) if suspected else outcome

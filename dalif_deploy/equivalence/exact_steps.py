@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.replay import NeuronStep
-from dalif_deploy.equivalence.rounding import EXACT_WHOLE, TINY
+from dalif_deploy.equivalence.rounding import EXACT_WHOLE, LARGEST, TINY
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Add, Conv2d, Flatten, Input, Linear, MaxPool2d, Neuron, Node, SumPool2d, Zeros
 from dalif_deploy.operators import Values
@@ -66,7 +66,9 @@ class _Lattice:
     @property
     def holds(self) -> bool:
         """Whether float32 holds every such number."""
-        return self.largest == 0.0 or (self.largest <= EXACT_WHOLE * self.unit and self.unit >= TINY)
+        if self.largest == 0.0:
+            return True
+        return self.largest <= EXACT_WHOLE * self.unit and self.unit >= TINY and self.largest < LARGEST
 
 
 class ExactSteps:
@@ -87,7 +89,7 @@ class ExactSteps:
         """Where nothing rounds in V - v_th, bool [batch, *shape]; None where that is nowhere known. `spikes`: what
         the candidate fired at this step."""
         neuron = step.neuron
-        if not self._counted(neuron):
+        if not step.proved or not self._counted(neuron):
             return None
         if neuron.name not in self._held:
             initial = np.full(step.potential.shape, neuron.state[0].initial)
@@ -97,7 +99,7 @@ class ExactSteps:
         current = neuron.alpha * step.current
         potential = leak + current
         exact = exact & representable(leak) & representable(current) & sum_is_exact(leak, current)
-        exact &= (potential == step.potential) & representable(potential)
+        exact &= (potential == step.potential) & representable(potential) & (np.abs(potential) < LARGEST)
         if neuron.reset == "hard":
             after = np.where(spikes, representable(neuron.v_reset), exact)
         else:
@@ -135,13 +137,13 @@ class ExactSteps:
         if len(known) < len(sources):
             return None
         found: _Lattice | None = None
-        if isinstance(node, Flatten | MaxPool2d):
+        if type(node) in (Flatten, MaxPool2d):
             found = known[0]
         elif isinstance(node, SumPool2d):
             found = _Lattice(known[0].unit, known[0].largest * node.kernel[0] * node.kernel[1])
         elif isinstance(node, Add):
             found = _Lattice(min(source.unit for source in known), sum(source.largest for source in known))
-        elif isinstance(node, Conv2d | Linear):
+        elif isinstance(node, Conv2d | Linear) and type(node) in (Conv2d, Linear):
             found = _weighted(node, known[0])
         return found if found is not None and found.holds else None
 

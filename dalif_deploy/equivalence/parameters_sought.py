@@ -30,7 +30,7 @@ class Sought:
     factor: bool = False
 
     def found(self) -> tuple[int, Explanation] | None:
-        """How many decimal places the number takes that explains everything, and the explanation; None where there is none."""
+        """How many decimal places it takes to tell the number that explains everything, and the explanation; or None."""
         result = estimate(self.run, self.starts)
         if result is None:
             return None
@@ -45,8 +45,8 @@ class Sought:
         )
 
     def _ways(self, result: Estimate) -> Iterator[tuple[int, float, bool]]:
-        """How many decimal places it takes to tell a number that explains everything; the number; whether as a multiple of the
-        model's."""
+        """How many decimal places it takes to tell a number that explains everything; the number; whether they are
+        those of its multiple of the model's."""
         if result.low < result.high:
             value, places = shortest(result.low, result.high)
             yield places, value, False

@@ -129,9 +129,12 @@ def recorded_verdict(
             gains={neuron.name: Gains(neuron.alpha, neuron.beta) for neuron in graph.neurons},
             runtimes=tuple(
                 RuntimeComparison(
-                    comparer.result(), f"ran {comparer.name}", notes=("a note",), accuracy=share,
+                    comparer.result(),
+                    f"ran {comparer.name}",
+                    notes=("a note",),
+                    accuracy=share,
                     cause=comparer.cause(),
-                )  # fmt: skip
+                )
                 for comparer, share in zip(comparers, shares[1:], strict=True)
             ),
             accuracy=shares[0],

@@ -35,9 +35,8 @@ def shortest(low: float, high: float) -> tuple[float, int]:
         value, places = shortest(-high, -low)
         return -value, places
     # Both are at least 0. The largest power of ten of which a multiple lies between them.
-    exponent = 307 if math.isinf(high) else math.floor(math.log10(high))
-    if math.isinf(high):
-        exponent = math.floor(math.log10(low)) + 1 if low > 0.0 else 0
+    largest = high if not math.isinf(high) else max(low, 1.0)
+    exponent = math.floor(math.log10(largest))
     for place in range(exponent, exponent - DIGITS, -1):
         whole = math.floor(low / 10.0**place) + 1
         value = float(f"{whole}e{place}")

@@ -30,7 +30,7 @@ class Sought:
     factor: bool = False
 
     def found(self) -> tuple[int, Explanation] | None:
-        """How many decimal places it takes to tell the number that explains everything, and the explanation; or None."""
+        """How many decimal places it takes to tell the number that explains all, and the explanation; or None."""
         result = estimate(self.run, self.starts)
         if result is None:
             return None

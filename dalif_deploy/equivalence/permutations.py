@@ -38,9 +38,9 @@ def permuted(layer: Layer) -> Iterator[Explanation]:
             yield Explanation("permuted channels", f"{what} in the order {_shown(order)}")
     for node in in_cone(layer):
         if isinstance(node, Conv2d | Linear) and (not isinstance(node, Conv2d) or node.groups == 1):
-            order = _Taken(layer, node).found()
-            if order is not None and _moved(order) <= count:
-                detail = f"the channels that '{node.name}' takes stand in the order {_shown(order)}"
+            taken = _Taken(layer, node).found()
+            if taken is not None and _moved(taken) <= count:
+                detail = f"the channels that '{node.name}' takes stand in the order {_shown(taken)}"
                 yield Explanation("permuted channels", detail)
 
 
@@ -68,7 +68,7 @@ def _made(layer: Layer) -> Iterator[tuple[str, Order]]:
 
     def whole(order: Order) -> LayerRun:
         parameters = {key: frozen(np.broadcast_to(values, shape)[order]) for key, values in own.items()}
-        neuron = replace(layer.neuron, **parameters) if parameters else layer.neuron
+        neuron = replace(layer.neuron, **parameters) if parameters else layer.neuron  # type: ignore[arg-type]
         return layer.run(neuron, [_in_order(current, order) for current in layer.own_currents])
 
     yield from _matched("the layer's channels stand", layer, whole)

@@ -205,7 +205,7 @@ FAULTS: dict[str, Fault] = {
         lambda net, at: replace(neuron(net, at), beta=frozen(0.9)),
         lambda net, at: "beta is 0.9 in place of ",
     ),
-    "reset rule": Fault("reset rule", other_reset, lambda net, at: "resets by subtracting v_th, the model to "),
+    "reset rule": Fault("reset rule", other_reset, lambda net, at: "resets by subtracting v_th, the model resets to "),
     "missing bias": Fault(
         "missing bias",
         lambda net, at: replace(weights(net, at), bias=None),
@@ -232,6 +232,21 @@ def test_a_fault_is_located_and_named(fault: str, name: str, layer: str) -> None
     assert cause.explanation.detail.startswith(put.detail(name, layer)), cause.explanation.detail
     assert cause.contradictions >= len(cause.earliest) > 0
     assert all(not step.within_bound and step.layer == layer for step in cause.earliest)
+
+
+RESETS = [
+    ({"reset": "none"}, "never resets, the model resets to "),
+    ({"reset_timing": "next"}, " one timestep later, the model resets to "),
+    ({"reset": "subtract", "reset_timing": "next"}, "resets by subtracting v_th one timestep later, the model "),
+]
+
+
+@per_layer
+@pytest.mark.parametrize(("rules", "words"), RESETS)
+def test_other_resets_are_told_apart(rules: dict[str, Any], words: str, layer: str) -> None:
+    cause = diagnosed("digits", replace(neuron("digits", layer), **rules))
+    assert (cause.layer, cause.explanation.name) == (layer, "reset rule")
+    assert words in cause.explanation.detail
 
 
 @per_layer
@@ -312,9 +327,9 @@ PAIRS = [("leak", "missing bias"), ("threshold", "no leak"), ("reset rule", "sca
 
 
 @per_layer
-@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("one", "other"), PAIRS)
-def test_two_faults_in_a_layer_are_not_named_as_one(one: str, other: str, name: str, layer: str) -> None:
+def test_two_faults_in_a_layer_are_not_named_as_one(one: str, other: str, layer: str) -> None:
+    name = "digits"
     first = FAULTS[one].change(name, layer)
     second = FAULTS[other].change(name, layer)
     if first.name == second.name:  # both change the neuron: what the second changed is put into the first

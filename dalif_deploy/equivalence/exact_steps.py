@@ -26,7 +26,7 @@ from dalif_deploy.operators import Values
 
 PLAIN = frozenset({
     "name", "inputs", "alpha", "beta", "v_threshold", "v_reset", "leak_target", "reset", "fires_at", "state",
-    "potential_scale", "trained_alpha", "raw_alpha", "raw_beta", "activation",
+    "potential_scale", "trained_alpha", "raw_alpha", "raw_beta", "activation", "update",
 })  # fmt: skip
 """What a neuron may set and still be the one whose roundings are counted here; anything else must be as by default."""
 
@@ -102,6 +102,8 @@ class ExactSteps:
         exact &= (potential == step.potential) & representable(potential) & (np.abs(potential) < LARGEST)
         if neuron.reset == "hard":
             after = np.where(spikes, representable(neuron.v_reset), exact)
+        elif neuron.reset == "none":
+            after = exact
         else:
             dropped = neuron.v_threshold * spikes
             after = exact & sum_is_exact(potential, -dropped) & representable(potential - dropped)

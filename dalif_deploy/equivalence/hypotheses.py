@@ -9,12 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 
 from dalif_deploy.equivalence.cause import Explanation, Keyword
 from dalif_deploy.equivalence.layer_replay import Layer, LayerRun
 from dalif_deploy.nodes import (
+    UNKNOWN_RESETS,
     Add,
     Array,
     BatchNorm,
@@ -25,6 +27,8 @@ from dalif_deploy.nodes import (
     Linear,
     Neuron,
     Node,
+    ResetRule,
+    ResetTiming,
     Scale,
     Zeros,
     frozen,
@@ -98,16 +102,27 @@ def _threshold_rule(layer: Layer) -> Iterator[Hypothesis]:
 
 def _reset_rule(layer: Layer) -> Iterator[Hypothesis]:
     neuron = layer.neuron
-    unit = neuron.potential_scale
-    to = of_array(unit * neuron.v_reset)
-    own = f"to {to}" if neuron.reset == "hard" else "by subtracting v_th"
+    own = _reset(neuron)
+    if neuron.reset == "hard" and np.any(neuron.v_reset):
+        yield _of_neuron(layer, "reset rule", f"resets to 0, the model {own}", v_reset=frozen(0.0))
+    rules = itertools.product(get_args(ResetTiming), get_args(ResetRule))
+    for timing, reset in sorted(rules, key=lambda rule: rule[0] != neuron.reset_timing):
+        other = replace(neuron, reset=reset, reset_timing=timing)
+        if (reset, timing) not in {(neuron.reset, neuron.reset_timing), *UNKNOWN_RESETS}:
+            yield Hypothesis("reset rule", f"{_reset(other)}, the model {own}", lambda other=other: layer.run(other))  # type: ignore[misc]
+
+
+def _reset(neuron: Neuron) -> str:
+    """What a neuron does after a spike."""
+    if neuron.reset == "none":
+        return "never resets"
+    rule = "resets by subtracting v_th"
     if neuron.reset == "hard":
-        yield _of_neuron(layer, "reset rule", f"resets by subtracting v_th, the model {own}", reset="subtract")
-        if np.any(neuron.v_reset):
-            yield _of_neuron(layer, "reset rule", f"resets to 0, the model {own}", v_reset=frozen(0.0))
-    elif neuron.reset == "subtract":
-        yield _of_neuron(layer, "reset rule", f"resets to {to}, the model {own}", reset="hard")
-    yield Hypothesis("reset rule", f"never resets, the model {own}", lambda: layer.run(resets=False))
+        rule = f"resets to {of_array(neuron.potential_scale * neuron.v_reset)}"
+    return (
+        rule
+        + {"now": "", "next": " one timestep later", "carry": ", first for what was left over"}[neuron.reset_timing]
+    )
 
 
 def _of_neuron(layer: Layer, name: Keyword, detail: str, **changes: object) -> Hypothesis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -93,18 +93,13 @@ class Layer:
         """X where `graph` stands in the model's place."""
         return self._replay(graph, None).currents()
 
-    def run(
-        self, neuron: Neuron | None = None, currents: Currents | None = None, *, late: int = 0, resets: bool = True
-    ) -> LayerRun:
+    def run(self, neuron: Neuron | None = None, currents: Currents | None = None, *, late: int = 0) -> LayerRun:
         """The layer with another neuron, or other currents. `late`: how many timesteps later than it should the
-        candidate fires; negative where it fires earlier. `resets`: False where spikes leave the potential alone."""
+        candidate fires; negative where it fires earlier."""
         neuron = neuron or self.neuron
         graph = self.graph if neuron is self.neuron else self.graph.replaced({self.name: neuron})
         currents = currents or self.own_currents
         spikes, known = _moved(self.recorded, late)
-        if not resets:
-            silent = self._run(graph, neuron, currents, np.zeros_like(spikes), known)
-            return replace(silent, spikes=spikes)
         if late >= 0:
             return self._run(graph, neuron, currents, spikes, known)
         for t in range(-late):  # what it should have fired before its record begins is its own doing

@@ -253,7 +253,9 @@ def _print_cause(console: Console, title: str, cause: Cause) -> None:
     )  # fmt: skip
     for other in cause.also:
         console.print(f"{title}: would explain it too: {other.name}: {other.detail}", markup=False, soft_wrap=True)
-    console.print(f"{title}: '{cause.layer}', {neuron}, on the spikes that it took and fired:", markup=False, soft_wrap=True)
+    console.print(
+        f"{title}: '{cause.layer}', {neuron}, on the spikes that it took and fired:", markup=False, soft_wrap=True
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("step", "V", "v_th", "reference", "candidate"):
         table.add_column(heading, justify="right")

@@ -672,13 +672,15 @@ def test_comparisons_without_suspicion_say_so() -> None:
     assert judge(graph, batch, simulate(graph, batch).spikes, Arithmetic()).contradictions == ()
 
 
-def test_sums_are_not_called_exact_beyond_what_float32_holds() -> None:
-    """Two terms whose sum needs a 25th bit: float32 rounds it, so that a tie may fall either way."""
-    build = Build(0, (2,))
-    weight = frozen([[2.0**-24, 1.0 - 2.0**-24]])
-    build.add(Linear(name="fc", inputs=(Edge("input"),), weight=weight))
-    graph = build.finish(build.neuron("sn", "fc", alpha=1.0, beta=0.5, v_threshold=2.0), timesteps=1)
-    for value, exact in ((1.0, True), (1.0 + 2.0**-23, False)):
-        batch = np.full((1, 2), value, np.float32)
-        ((_, _, mask, _),) = exact_potentials(graph, batch, dict(simulate(graph, batch).spikes))
-        assert bool(mask.all()) is exact
+@pytest.mark.parametrize(("large", "exact"), [(2.0**22, True), (2.0**24, False)])
+def test_a_sum_is_exact_only_where_float32_holds_every_part_of_it(large: float, exact: bool) -> None:
+    """V = large + 1 - large = 1 = v_th; but 2^24 + 1 is no float32 number, and in that order V is 0."""
+    build = Build(0, (3,), temporal=True, kind="spike")
+    build.add(Linear(name="fc", inputs=(Edge("input"),), weight=frozen([[large, 1.0, -large]])))
+    graph = build.finish(build.neuron("sn", "fc", alpha=1.0, beta=0.5), timesteps=1)
+    batch = np.ones((1, 1, 3), np.float32)
+    ((_, _, mask, potential),) = exact_potentials(graph, batch, dict(simulate(graph, batch).spikes))
+    assert potential.item() == 1.0
+    assert bool(mask.all()) is exact
+    in_order = float(np.float32(large) + np.float32(1.0) - np.float32(large))
+    assert (in_order == 1.0) is exact

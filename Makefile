@@ -24,6 +24,7 @@ help:
 
 .venv/ready-test: .venv/ready
 	$(PIP) -r requirements/test.txt
+	$(PIP) --no-deps -r requirements/train-no-deps.txt
 	touch $@
 
 demo: .venv/ready

@@ -126,12 +126,7 @@ class Walk:
 
     def whole(self, name: str) -> Whole:
         """A value that must be whole."""
-        value = self.value(name)
-        if isinstance(value, Sum) and not (value.rounded or value.complete or value.layers or value.biases):
-            counts = all((term.weights >= 0).all() for term in value.terms.values())
-            if counts and (value.exponents <= 0).all():
-                reach = zip(value.reach(), value.exponents.tolist(), strict=True)
-                return Whole(value.dtype, max(reached << -exponent for reached, exponent in reach))
+        value = _counted_or_as_it_is(self.value(name))
         if not isinstance(value, Whole):
             raise Inexact(f"sums over '{name}', which holds no whole numbers of a known maximum")
         return value
@@ -202,9 +197,19 @@ class Walk:
         raise Inexact("no input of it is an exact sum that was rounded once")
 
 
+def _counted_or_as_it_is(value: Value | Constant) -> Value | Constant:
+    """A sum of whole numbers that counts them, as in a pool, is whole itself."""
+    if isinstance(value, Sum) and not (value.rounded or value.complete or value.layers or value.biases):
+        counts = all((term.weights >= 0).all() for term in value.terms.values())
+        if counts and (value.exponents <= 0).all():
+            reach = zip(value.reach(), value.exponents.tolist(), strict=True)
+            return Whole(value.dtype, max(reached << -exponent for reached, exponent in reach))
+    return value
+
+
 def _structural(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
     """What only moves elements. Sums may be moved when they are complete, or along the batch."""
-    value = walk.value(node.input[0])
+    value = _counted_or_as_it_is(walk.value(node.input[0]))
     if isinstance(value, np.ndarray):
         raise Inexact("a constant that is moved is not expected")
     if isinstance(value, Sum) and not value.complete:
@@ -306,6 +311,12 @@ def _elementwise(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
     return Free(value.dtype.name if isinstance(value, np.ndarray) else value.dtype)
 
 
+def _by_channel_differs(factor: NDArray[np.float64], value: Sum) -> bool:
+    """Whether factors differ within a channel."""
+    rows = _by_channel(factor, value)
+    return bool((rows != rows[:, :1]).any())
+
+
 def _where(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
     values = [walk.value(name) for name in node.input[1:]]
     return next((Free(v.dtype) for v in values if not isinstance(v, np.ndarray)), Free(str(values[0].dtype)))
@@ -326,8 +337,10 @@ def _mul(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
         return Product(one.dtype, one.maximum, factor)
     if not isinstance(one, Sum) or one.complete:
         return Free(one.dtype)
+    if _by_channel_differs(factor, one) and isinstance(counted := _counted_or_as_it_is(one), Whole):
+        return Product(counted.dtype, counted.maximum, factor)
     rows = _by_channel(factor, one)
-    if (rows != rows[:, :1]).any():
+    if _by_channel_differs(factor, one):
         raise Inexact("multiplies a sum with factors that differ within a channel")
     scaled = one.times(rows[:, 0])
     mantissa, _ = np.frexp(factor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import pickle
 import re
 import warnings
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import class_names_of
 from dalif_deploy.nodes import KINDS, Edge, Node, StateVariable, frozen
 from dalif_deploy.recording import Recording, SpikeTrain
 
@@ -123,6 +125,9 @@ def read(path: Path) -> Checkpoint:
             notes=tuple(content["notes"]),
             samples=_read_samples(content["samples"]),
         )
+    except DalifError as error:
+        code = Code.FILE_DAMAGED if error.code is Code.BAD_OPTION else error.code
+        raise DalifError(code, f"{path}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DalifError(
             Code.FILE_DAMAGED, f"{path}: its content is incomplete ({type(error).__name__}: {error}); save it again"
@@ -223,14 +228,16 @@ def _tuples(value: Any) -> Any:
 
 
 def _read_graph(content: Mapping[str, Any]) -> SpikingGraph:
-    return SpikingGraph(
+    graph = SpikingGraph(
         [_read_node(fields) for fields in content["nodes"]],
         output=content["output"],
         timesteps=content["timesteps"],
         encoding=Encoding(**{key: _tuples(value) for key, value in content["encoding"].items()}),
-        class_names=tuple(content["class_names"]),
+        class_names=class_names_of(content["class_names"]),
         history=tuple(content["history"]),
     )
+    class_names_of(graph.class_names, math.prod(graph.types[graph.output].shape))
+    return graph
 
 
 def _read_node(fields: Mapping[str, Any]) -> Node:

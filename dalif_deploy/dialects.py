@@ -34,6 +34,14 @@ Limit = Literal[
 ]
 """What some reader does not take as it is meant; `nir_rules` finds it in a file."""
 
+UNSAYABLE: Mapping[str, str] = {
+    "a maximum of anything but spikes": "module 'nir' has no attribute 'MaxPool2d'",
+    "averages over open windows (ceil_mode)": "unexpected keyword argument 'ceil_mode'",
+    "averages that do not count the padding": "unexpected keyword argument 'count_include_pad'",
+}
+"""What NIR has no words for, and what the package nir says to whoever tries; averages that a linear layer alone reads
+apart, whose division goes into its weights."""
+
 _POOLS = "a sum pool is an average times its size: of spikes exact for windows up to 4x4, not for 5x5 and 7x7"
 
 _KINDS = frozenset({"Input", "Output", "Affine", "Linear", "Conv2d", "SumPool2d", "AvgPool2d", "Flatten", "LIF", "IF"})

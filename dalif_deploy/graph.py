@@ -18,6 +18,9 @@ from dalif_deploy.encoding import Encoding, InputSpec
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import Input, Neuron, Node, Readout, TensorType
 
+CALLED = {"mean": "mean (running_mean)", "variance": "variance (running_var)"}
+"""What PyTorch calls a field, where that is another name."""
+
 
 class SpikingGraph:
     """A spiking network's nodes, how many timesteps it runs, and how its input is encoded.
@@ -53,7 +56,9 @@ class SpikingGraph:
         for node in self.nodes:
             for key, array in node.arrays().items():
                 if not np.isfinite(array).all():
-                    raise DalifError(Code.NOT_FINITE, f"node '{node.name}': {key} has NaN or infinite values")
+                    raise DalifError(
+                        Code.NOT_FINITE, f"node '{node.name}': {CALLED.get(key, key)} has NaN or infinite values"
+                    )
 
     def __getitem__(self, name: str) -> Node:
         return self._by_name[name]

@@ -7,7 +7,7 @@ input is encoded, which tensors are neuron layers, and how the readout reduces t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, cast, get_args
 
@@ -17,6 +17,23 @@ from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, ReadoutMode, ResetRule, ResetTiming, TensorKind, ThresholdRule
 
 FORMAT_VERSION = "1"
+
+
+def class_names_of(names: Any, classes: int | None = None) -> tuple[str, ...]:
+    """Names of the classes, by index of the logits. `classes`: how many logits there are, where that is known.
+
+    Raises `DalifError` (BAD_OPTION) for what is no sequence of strings, or not one for each logit."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise DalifError(Code.BAD_OPTION, f"class_names: {names!r} is no sequence of names; give one a logit")
+    found = tuple(names)
+    for place, name in enumerate(found):
+        if not isinstance(name, str):
+            raise DalifError(
+                Code.BAD_OPTION, f"class_names[{place}] is {name!r}, of type {type(name).__name__}; give strings"
+            )
+    if found and classes is not None and len(found) != classes:
+        raise DalifError(Code.BAD_OPTION, f"class_names: {len(found)} names for {classes} logits; give one for each")
+    return found
 
 
 @dataclass(frozen=True)
@@ -135,11 +152,10 @@ class FileMetadata:
                 input_kind=spec["kind"],
                 readout=cast(ReadoutMode, strings["readout"]),
                 layers=tuple(layers),
-                class_names=tuple(json.loads(strings["class_names"])),
+                class_names=class_names_of(json.loads(strings["class_names"])),
                 fold_log=tuple(json.loads(strings["fold_log"])),
                 extra={key: value for key, value in strings.items() if key not in known},
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise DalifError(
-                Code.FILE_DAMAGED, f"{source}: its metadata cannot be read ({type(error).__name__}: {error})"
-            ) from error
+        except (KeyError, TypeError, ValueError, AttributeError, DalifError) as error:
+            why = error.message if isinstance(error, DalifError) else f"{type(error).__name__}: {error}"
+            raise DalifError(Code.FILE_DAMAGED, f"{source}: its metadata cannot be read ({why})") from error

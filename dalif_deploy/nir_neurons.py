@@ -26,10 +26,10 @@ def is_if(beta: Array, dialect: Dialect) -> bool:
 
 
 def tau_of(beta: Array, dialect: Dialect, dt: float = DT) -> Array:
-    """The time constant of a LIF; infinite for beta = 1 where the dialect has an IF for that."""
+    """The time constant of a LIF; infinite for a layer with beta = 1 where the dialect has an IF for that."""
     with np.errstate(divide="ignore"):
         tau: Array = dt / (1.0 - np.asarray(beta))
-    return np.where(np.asarray(beta) == 1.0, dt * NEVER_LEAKS, tau) if dialect.potential == "unit" else tau
+    return tau if is_if(beta, dialect) else np.where(np.asarray(beta) == 1.0, dt * NEVER_LEAKS, tau)
 
 
 def beta_of(tau: Array, dt: float = DT) -> Array:
@@ -45,7 +45,9 @@ def resistance_of(tau: Array, dialect: Dialect, dt: float = DT) -> Array:
 def scale_of(beta: Array, dialect: Dialect) -> Array:
     """The file's potential over the folded graph's."""
     beta = np.asarray(beta)
-    return np.ones_like(beta) if dialect.potential == "unit" or is_if(beta, dialect) else 1.0 - beta
+    if dialect.potential == "unit" or is_if(beta, dialect):
+        return np.ones_like(beta)
+    return _leaks(beta)
 
 
 def threshold_of(v_threshold: Array, beta: Array, fires_at: ThresholdRule, dialect: Dialect) -> Array:
@@ -87,7 +89,7 @@ def _norse(threshold: _Single, beta: Array, integrates: bool) -> _Single:
     """dt (1 / tau) (x - v) from v = 0, multiplied from the left."""
     if integrates:
         return threshold
-    tau = (DT / (1.0 - beta)).astype(np.float32)
+    tau = (DT / _leaks(beta)).astype(np.float32)
     return np.asarray(np.float32(DT) * (np.float32(1.0) / tau) * threshold, dtype=np.float32)
 
 
@@ -95,7 +97,12 @@ def _spikingjelly(threshold: _Single, beta: Array, integrates: bool) -> _Single:
     """(x - v) / tau from v = 0, tau in steps."""
     if integrates:
         return threshold
-    return np.asarray(threshold / (DT / (1.0 - beta) / DT).astype(np.float32), dtype=np.float32)
+    return np.asarray(threshold / (DT / _leaks(beta) / DT).astype(np.float32), dtype=np.float32)
+
+
+def _leaks(beta: Array) -> Array:
+    """1 - beta, or what stands for 0."""
+    return np.where(beta == 1.0, 1.0 / NEVER_LEAKS, 1.0 - beta)
 
 
 def _snntorch(threshold: _Single, beta: Array, _integrates: bool) -> _Single:

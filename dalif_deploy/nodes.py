@@ -114,7 +114,7 @@ class Zeros(Node):
     arity: ClassVar[int | None] = 0
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
-        return TensorType(self.shape, False)
+        return TensorType(self.shape, False, "count", 0)
 
 
 def _weighted(inputs: Sequence[TensorType], shape: tuple[int, ...]) -> TensorType:
@@ -195,8 +195,8 @@ class BatchNorm(Node):
         for key, value in self.arrays().items():
             if value.shape != channels:
                 raise self._refuse(f"{key} {value.shape} does not fit input {inputs[0].shape}")
-        # Not a number either, where that is what it is.
-        if not np.all(self.variance + self.epsilon > 0.0):
+        # NaN in the variance is told as such by the graph.
+        if np.any(self.variance + self.epsilon <= 0.0) or not math.isfinite(self.epsilon):
             raise self._refuse("variance + epsilon must be above 0")
         return _weighted(inputs, inputs[0].shape)
 
@@ -230,6 +230,11 @@ class StateVariable:
     initial: float = 0.0
 
 
+_NEURON_ARRAYS = (
+    "alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale", "norm_gain", "norm_mean", "norm_bias",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Neuron(Node):
     """A dual adaptive leaky integrate-and-fire neuron (DA-LIF paper, eq. 2 and 9).
@@ -259,6 +264,13 @@ class Neuron(Node):
     are None where the graph does not come from a trainable neuron. Folding makes `alpha` 1 and keeps
     the trained value in `trained_alpha`; `potential_scale` turns this node's potential into the
     trained model's units: V_trained = potential_scale * V.
+
+    A neuron may normalise its potential before it compares it, and keep V as it is:
+
+        S[t] = norm_gain * (V[t] - norm_mean) + norm_bias >= v_threshold
+
+    (Guo et al., Membrane Potential Batch Normalization for Spiking Neural Networks, ICCV 2023.) Folding moves
+    this into the threshold; a reset by subtraction is not defined beside it.
     """
 
     alpha: Array
@@ -276,6 +288,14 @@ class Neuron(Node):
     raw_alpha: Array | None = None
     raw_beta: Array | None = None
     activation: str | None = None
+    norm_gain: Array = field(default_factory=lambda: frozen(1.0))
+    norm_mean: Array = field(default_factory=lambda: frozen(0.0))
+    norm_bias: Array = field(default_factory=lambda: frozen(0.0))
+
+    @property
+    def normalised(self) -> bool:
+        """Whether something else than the potential itself is compared with the threshold."""
+        return bool(np.any(self.norm_gain != 1.0) or np.any(self.norm_mean) or np.any(self.norm_bias))
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         if self.reset not in get_args(ResetRule) or self.fires_at not in get_args(ThresholdRule):
@@ -286,7 +306,9 @@ class Neuron(Node):
             raise self._refuse(f"there is no reset {self.reset!r} with reset_timing {self.reset_timing!r}")
         if not self.state or not all(math.isfinite(variable.initial) for variable in self.state):
             raise self._refuse("needs at least one state variable, each with a finite initial value")
-        for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target", "potential_scale"):
+        if self.normalised and (self.reset, self.reset_timing) != ("hard", "now"):
+            raise self._refuse("normalises its potential before the comparison; only a hard reset is defined beside it")
+        for key in _NEURON_ARRAYS:
             _broadcasts(self, key, getattr(self, key), inputs[0].shape)
         return TensorType(inputs[0].shape, True, "spike", 1)
 
@@ -336,6 +358,15 @@ class AvgPool2d(Pool2d):
     """Average pool, as torch.nn.AvgPool2d; `count_include_pad` as there."""
 
     count_include_pad: bool = True
+
+    def divisors(self, size: Sequence[int]) -> Array:
+        """How many places each window over a map of `size` divides by, (rows, columns): torch's rule."""
+        counts = []
+        for count, n, k, s, p in zip(self.windows(size), size, self.kernel, self.stride, self.padding, strict=True):
+            start = np.arange(count) * s - p
+            end = np.minimum(start + k, n + p)
+            counts.append((end - start) if self.count_include_pad else np.minimum(end, n) - np.maximum(start, 0))
+        return frozen(np.outer(counts[0], counts[1]))
 
     def infer(self, inputs: Sequence[TensorType]) -> TensorType:
         return _weighted(inputs, self._map(inputs[0].shape))
@@ -388,6 +419,24 @@ class Add(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Concat(Node):
+    """All inputs one behind the other along the first feature axis, the channels; the other axes are the same."""
+
+    arity: ClassVar[int | None] = None
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        if len({x.shape[1:] for x in inputs}) != 1:
+            raise self._refuse(f"inputs that differ beyond the channels: {', '.join(str(x.shape) for x in inputs)}")
+        shape = (sum(x.shape[0] for x in inputs), *inputs[0].shape[1:])
+        temporal = any(x.temporal for x in inputs) or any(edge.delay for edge in self.inputs)
+        maxima = [x.maximum for x in inputs]
+        if None in maxima:
+            return TensorType(shape, temporal)
+        most = max(m for m in maxima if m is not None)  # 0 for zeros, which are no spikes but may stand beside them
+        return TensorType(shape, temporal, "spike" if most == 1 else "count", most)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Readout(Node):
     """Reduces the timesteps: "mean", "sum", "last" or "max". Its output has no time any more."""
 
@@ -417,7 +466,8 @@ def _broadcasts(node: Node, key: str, value: Array, shape: tuple[int, ...]) -> N
 KINDS: Mapping[str, type[Node]] = {
     kind.__name__: kind
     for kind in (
-        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Readout,
+        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Concat,
+        Readout,
     )
 }  # fmt: skip
 """Every node kind by name, for files that store a graph."""

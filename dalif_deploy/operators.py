@@ -22,6 +22,7 @@ from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Linear,
@@ -126,12 +127,7 @@ def _sum_pool(node: SumPool2d, inputs: Sequence[Values], magnitude: bool) -> Val
 
 def average_divisors(node: AvgPool2d, size: Sequence[int]) -> NDArray[np.float64]:
     """How many places each window divides by, [rows, columns]: torch's count_include_pad rule."""
-    counts = []
-    for count, n, k, s, p in zip(node.windows(size), size, node.kernel, node.stride, node.padding, strict=True):
-        start = np.arange(count) * s - p
-        end = np.minimum(start + k, n + p)
-        counts.append((end - start) if node.count_include_pad else np.minimum(end, n) - np.maximum(start, 0))
-    return np.outer(counts[0], counts[1]).astype(np.float64)
+    return node.divisors(size)
 
 
 def _avg_pool(node: AvgPool2d, inputs: Sequence[Values], magnitude: bool) -> Values:
@@ -156,6 +152,10 @@ def _add(node: Add, inputs: Sequence[Values], magnitude: bool) -> Values:
     return total
 
 
+def _concat(node: Concat, inputs: Sequence[Values], magnitude: bool) -> Values:
+    return np.concatenate(inputs, axis=1)
+
+
 _OPERATORS: Mapping[type[Node], Callable[[Any, Sequence[Values], bool], Values]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -166,6 +166,7 @@ _OPERATORS: Mapping[type[Node], Callable[[Any, Sequence[Values], bool], Values]]
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }
 
 

@@ -6,7 +6,8 @@ The canonical form, for V[t] = beta H[t-1] + X[t]:
 - dt = 1e-4 s and tau = dt / (1 - beta), both float64: 1 - dt / tau, rounded to float32, is every float32
   beta again. r = 1.
 - The file's potential is therefore (1 - beta) V: v_threshold and v_reset are (1 - beta) times the graph's.
-- beta = 1: an IF with r = 1 / dt, whose potential is V itself; threshold and reset as they are.
+- beta = 1: an IF with r = 1 / dt, whose potential is V itself; threshold and reset as they are. Where beta is 1 for
+  some neurons of a layer only, these have tau = 2^60 dt, so that 1 - dt / tau is 1, and 2^-60 V for a potential.
 - Parameters of neurons are float64 arrays of the layer's full shape: a reader that computes in float32
   rounds the threshold to float32((1 - beta) v_th), one that computes in float64 keeps all of it.
 - Weights and biases are float32, rounded once from the folded graph's float64. A Conv2d always has a bias.
@@ -14,10 +15,12 @@ The canonical form, for V[t] = beta H[t-1] + X[t]:
 - A sum is several edges into one node. What NIR or its readers cannot say directly is said exactly by
   weights: a grouped convolution by zeros in a dense one, a factor by a diagonal 1x1 convolution (Affine on
   vectors), a kernel that is not square by zeros around it, a source that is added twice or a sum that is
-  read out by an identity, an input of zeros by zero weights.
-- Node names are the graph's; names with a suffix (".copy", ".sum") are added where the above needs them.
+  read out by an identity, an input of zeros by zero weights, a padded sum pool by a convolution, a maximum of spikes
+  by a sum and a neuron (see `nir_pools`), a concatenation by layers on its parts (see `dalif_deploy.concats`).
+- Node names are the graph's; names with a suffix (".copy", ".sum", ".count") are added where the above needs them.
 - The graph's metadata is `FileMetadata` with dt and the dialect's name. The threshold rule is in there: NIR's
-  own text says v > v_threshold, the paper V >= v_th, and what happens at V = v_th is up to each reader.
+  own text says v > v_threshold, the paper V >= v_th, and what happens at V = v_th is up to each reader. Neurons that
+  are part of a maximum and no layers of the network are listed under "maxima".
 
 A dialect differs in the numbers of neurons only: thresholds that make its reader fire at V = v_th as the network
 does and, where the reader needs it, another r and a LIF in an IF's place (see `nir_neurons`). What the reader would
@@ -26,6 +29,7 @@ not take as it is meant is refused.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -34,8 +38,10 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.concats import without_concats
 from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.exporters.nir_pools import any_of, as_convolution, is_plain, sum_of, zero_map
 from dalif_deploy.exporters.nir_readers import Reader, readers_of
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata
@@ -50,9 +56,9 @@ from dalif_deploy.nodes import (
     Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
-    Pool2d,
     Readout,
     Scale,
     StateVariable,
@@ -78,13 +84,14 @@ def to_nir(
     if dialect not in DIALECTS:
         raise DalifError(Code.BAD_OPTION, f"NIR dialect {dialect!r}: unknown; there are {', '.join(DIALECTS)}")
     chosen = DIALECTS[dialect]
+    graph = without_concats(graph)
     graph = graph.with_nodes(graph.nodes)  # nir would make an output of a node that nobody reads
     for name in sorted(graph.after_readout - {graph.readout.name}):
         raise _cannot_hold(graph[name], "stands after the readout, and a NIR graph is one timestep")
     writer = _Writer(graph, chosen)
     for node in graph.nodes:
         writer.write(node)
-    strings = _metadata(graph, dialect, metadata or {})
+    strings = _metadata(graph, dialect, writer.maxima, metadata or {})
     try:
         written = nir.NIRGraph(nodes=writer.nodes, edges=writer.edges, metadata=strings)
     except (ValueError, AssertionError) as error:
@@ -116,8 +123,9 @@ def parameters(graph: nir.NIRGraph) -> dict[str, NDArray[np.generic]]:
     return found
 
 
-def _metadata(graph: SpikingGraph, dialect: str, extra: Mapping[str, str]) -> dict[str, str]:
-    own = FileMetadata.of(graph, dt=repr(DT), dialect=dialect).to_strings()
+def _metadata(graph: SpikingGraph, dialect: str, maxima: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
+    also = {"maxima": json.dumps(maxima)} if maxima else {}
+    own = FileMetadata.of(graph, dt=repr(DT), dialect=dialect, **also).to_strings()
     for key in extra:
         if key in own or "/" in key or not key:
             raise DalifError(Code.BAD_OPTION, f"metadata key {key!r}: taken, empty or with a '/'")
@@ -135,6 +143,8 @@ class _Writer:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By graph node: the NIR nodes whose outputs add up to its output."""
+    maxima: list[str] = field(default_factory=list)
+    """The neurons that are no layers of the network, but part of a maximum of spikes."""
 
     def write(self, node: Node) -> None:
         for edge in node.inputs:
@@ -157,9 +167,22 @@ class _Writer:
                 self._identity(name := self._new_name(f"{node.name}.sum"), inputs, before)
                 inputs = (name,)
             self._emit(node.name, nir.Output(np.array(before)), inputs, before)
+        elif isinstance(node, MaxPool2d):
+            self._write_maximum(node, inputs, before, shape)
         else:
             self._emit(node.name, _translate(node, before, shape, self.dialect), inputs, shape, before)
             self.sources[node.name] = (node.name,)
+
+    def _write_maximum(
+        self, node: MaxPool2d, inputs: Sequence[str], before: tuple[int, ...], shape: tuple[int, ...]
+    ) -> None:
+        if self.graph.types[node.inputs[0].source].kind != "spike":
+            raise _cannot_hold(node, "NIR has no maximum, and only one of spikes can be said by a neuron")
+        count = sum_of(node, self._new_name(f"{node.name}.count"))
+        self._emit(count.name, _pool(count, before), inputs, shape, before)
+        self._emit(node.name, _neuron(any_of(node, count.name), shape, self.dialect), [count.name], shape, shape)
+        self.sources[node.name] = (node.name,)
+        self.maxima.append(node.name)
 
     def _emit(
         self, name: str, node: nir.NIRNode, inputs: Sequence[str], shape: tuple[int, ...],
@@ -195,6 +218,16 @@ class _Writer:
                 weight = np.zeros((shape[0], at[0]), dtype=np.float32)
                 self._emit(zeros, _matrix(weight, None, shape), (source,), shape)
                 return zeros
+        for source, at in self.shapes.items():
+            zeros = self._new_name(f"{name}.zeros")
+            if len(at) == len(shape) == 3 and (conv := zero_map(zeros, source, at, shape)) is not None:
+                self._emit(zeros, _conv2d(conv, at, shape), (source,), shape, at)
+                return zeros
+            if len(shape) == 1 and len(at) == 3:
+                flat = self._new_name(f"{name}.flat")
+                self._emit(flat, _flatten(at), (source,), (prod(at),), at)
+                self._emit(zeros, nir.Linear(np.zeros((shape[0], prod(at)), dtype=np.float32)), (flat,), shape)
+                return zeros
         raise _cannot_hold(self.graph[name], f"its input is zero, and no node before it has a shape like {shape}")
 
     def _new_name(self, wanted: str) -> str:
@@ -226,7 +259,7 @@ def _translate(node: Node, before: tuple[int, ...], shape: tuple[int, ...], dial
         case SumPool2d() | AvgPool2d():
             return _pool(node, before)
         case Flatten():
-            return nir.Flatten({"input": np.array(before)}, start_dim=-len(before), end_dim=-1)
+            return _flatten(before)
         case BatchNorm():
             raise DalifError(Code.BAD_GRAPH, f"node '{node.name}' (BatchNorm): only a folded graph can be exported")
         case _:
@@ -302,12 +335,17 @@ def _per_channel(node: Scale, key: str, shape: tuple[int, ...]) -> Array:
     return np.asarray(full[:, 0])
 
 
+def _flatten(before: tuple[int, ...]) -> nir.NIRNode:
+    return nir.Flatten({"input": np.array(before)}, start_dim=-len(before), end_dim=-1)
+
+
 def _pool(node: SumPool2d | AvgPool2d, before: tuple[int, ...]) -> nir.NIRNode:
-    size = before[1:]
-    floor = Pool2d(name=node.name, kernel=node.kernel, stride=node.stride, padding=node.padding)
-    if node.windows(size) != floor.windows(size):
-        raise _cannot_hold(node, "its last windows are open (ceil_mode), and NIR has only whole ones")
-    if isinstance(node, AvgPool2d) and not node.count_include_pad and any(node.padding):
+    if not is_plain(node, before[1:]):
+        if isinstance(node, SumPool2d):
+            conv = as_convolution(node, before)
+            return _conv2d(conv, before, (before[0], *node.windows(before[1:])))
+        if node.count_include_pad:
+            raise _cannot_hold(node, "its last windows are open (ceil_mode), and NIR has only whole ones")
         raise _cannot_hold(node, "its averages leave out the padding (count_include_pad=False), which NIR cannot say")
     kind = nir.SumPool2d if isinstance(node, SumPool2d) else nir.AvgPool2d
     return kind(kernel_size=np.array(node.kernel), stride=np.array(node.stride), padding=np.array(node.padding))
@@ -317,6 +355,11 @@ def _neuron(node: Neuron, shape: tuple[int, ...], dialect: Dialect) -> nir.NIRNo
     if np.any(node.alpha != 1.0):
         raise DalifError(
             Code.BAD_GRAPH, f"node '{node.name}' (Neuron): alpha is not 1; only a folded graph can be exported"
+        )
+    if node.normalised:
+        raise DalifError(
+            Code.BAD_GRAPH,
+            f"node '{node.name}' (Neuron): normalises its potential; only a folded graph can be exported",
         )
     if node.reset != "hard":
         raise _cannot_hold(node, f"its reset is {node.reset!r}, and NIR's goes to v_reset (a hard reset)")
@@ -334,8 +377,6 @@ def _neuron(node: Neuron, shape: tuple[int, ...], dialect: Dialect) -> nir.NIRNo
 
     beta = full(node.beta)
     tau = tau_of(beta, dialect)
-    if not np.isfinite(tau).all() and not is_if(beta, dialect):
-        raise _cannot_hold(node, "beta is 1 for some of its neurons only, so it is neither a LIF nor an IF")
     threshold = full(threshold_of(full(node.v_threshold), beta, node.fires_at, dialect))
     if not np.isfinite(threshold).all():
         raise _cannot_hold(node, "its v_threshold has values beyond float32")

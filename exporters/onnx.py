@@ -16,11 +16,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from dalif_deploy import __version__
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.onnx_builder import BATCH, FLOAT, INPUT, LOGITS, STACKED_BATCH, Builder, Signal
+from dalif_deploy.exporters.onnx_contents import read_tensor
 from dalif_deploy.exporters.onnx_exact import ExactWriter
 from dalif_deploy.exporters.onnx_layers import Place, write
 from dalif_deploy.exporters.onnx_neuron import NeuronWriter
@@ -100,17 +101,20 @@ def parameters(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     (FILE_DAMAGED) for an initialiser that does not hold what it declares, (FOREIGN_FILE) for one that lies in
     another file.
     """
-    found = {}
-    for tensor in model.graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise DalifError(Code.FOREIGN_FILE, f"initialiser '{tensor.name}': its values lie outside the file")
-        try:
-            values = numpy_helper.to_array(tensor)
-        except (ValueError, TypeError, KeyError) as error:
-            raise DalifError(Code.FILE_DAMAGED, f"initialiser '{tensor.name}' cannot be read: {error}") from error
-        if values.dtype != np.int64:
-            found[tensor.name] = values
-    return found
+    found = {tensor.name: read_tensor(tensor) for tensor in model.graph.initializer}
+    return {name: values for name, values in found.items() if values.dtype != np.int64}
+
+
+def export_options(model: onnx.ModelProto) -> dict[str, Any]:
+    """The options of `to_onnx`, `precision` apart, that a model's own interface tells: its opset, where this version
+    writes it, and whether it gives the layers' spikes."""
+    options: dict[str, Any] = {
+        "outputs": "spikes" if any(value.name.endswith("/spikes") for value in model.graph.output) else "logits"
+    }
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx") and LOWEST_OPSET <= entry.version <= onnx.defs.onnx_opset_version():
+            options["opset"] = entry.version
+    return options
 
 
 def _check_options(opset: int, outputs: str, precision: str, lattices: Mapping[str, Lattice] | None) -> None:
@@ -135,8 +139,11 @@ def _check_options(opset: int, outputs: str, precision: str, lattices: Mapping[s
 
 def _check_folded(graph: SpikingGraph) -> None:
     for node in graph.nodes:
-        if isinstance(node, BatchNorm) or (isinstance(node, Neuron) and (node.alpha != 1.0).any()):
+        unfolded = isinstance(node, Neuron) and ((node.alpha != 1.0).any() or node.normalised)
+        if isinstance(node, BatchNorm) or unfolded:
             what = "is still there" if isinstance(node, BatchNorm) else "alpha is not 1"
+            if isinstance(node, Neuron) and node.normalised:
+                what = "its potential is normalised before the comparison"
             raise DalifError(
                 Code.BAD_GRAPH,
                 f"node '{node.name}' ({type(node).__name__}): {what}; the ONNX exporter takes a folded graph: "

@@ -16,6 +16,7 @@ from dalif_deploy.exporters.onnx_builder import FLOAT, Builder, ElementType
 from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
+    Concat,
     Conv2d,
     Flatten,
     Linear,
@@ -186,6 +187,10 @@ def _add(node: Add, place: Place) -> str:
     return place.last("Add", [total, rest[-1]])
 
 
+def _concat(node: Concat, place: Place) -> str:
+    return place.last("Concat", place.inputs, axis=1)
+
+
 _WRITERS: Mapping[type[Node], Callable[[Any, Place], str]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -195,4 +200,5 @@ _WRITERS: Mapping[type[Node], Callable[[Any, Place], str]] = {
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.contents import Compared
 from dalif_deploy.errors import Code, DalifError
 
 ENTRY_POINTS = "dalif_deploy.exporters"
@@ -25,7 +26,9 @@ class Format:
     path)` writes it; `read(path)` reads one back, as an object; `parameters(object)` are its numbers by name;
     `metadata(object)` its metadata as strings. `options`: the names of the options that `export` takes.
     `details(object)`: lines that a user should see who is about to use the file. `unfit(object, runtime)`: why a
-    runtime, by name, would not run the file rightly, or None. Other packages register one under the entry-point
+    runtime, by name, would not run the file rightly, or None. `compare(expected, found)`: an object beside the one
+    that it should be; without it, parameters alone are compared. `chosen(object)`: the options of `export` that an
+    object's own form tells, where they are not in its metadata. Other packages register one under the entry-point
     group `dalif_deploy.exporters`.
     """
 
@@ -39,22 +42,34 @@ class Format:
     options: frozenset[str] = frozenset()
     details: Callable[[Any], tuple[str, ...]] = lambda _: ()
     unfit: Callable[[Any, str], str | None] = lambda _object, _runtime: None
+    compare: Callable[[Any, Any], Compared] | None = None
+    chosen: Callable[[Any], Mapping[str, Any]] = lambda _: {}
+
+    def compared(self, expected: Any, found: Any) -> Compared:
+        """An object beside the one that it should be."""
+        if self.compare is not None:
+            return self.compare(expected, found)
+        return Compared(self.parameters(expected), self.parameters(found))
 
 
 def _onnx() -> Format:
     import onnx
 
-    from dalif_deploy.exporters.onnx import parameters, to_onnx
+    from dalif_deploy.exporters.onnx import export_options, parameters, to_onnx
+    from dalif_deploy.exporters.onnx_contents import compare
+    from dalif_deploy.onnx_io import open_onnx
 
     return Format(
         name="onnx",
         suffix=".onnx",
         export=to_onnx,
         write=lambda model, path: onnx.save_model(model, str(path)),
-        read=lambda path: onnx.load_model(str(path)),
+        read=open_onnx,
         parameters=parameters,
         metadata=lambda model: {entry.key: entry.value for entry in model.metadata_props},
         options=frozenset({"opset", "outputs", "precision"}),
+        compare=compare,
+        chosen=export_options,
     )
 
 
@@ -62,6 +77,7 @@ def _nir() -> Format:
     import nir
 
     from dalif_deploy.exporters.nir import parameters, readers, to_nir
+    from dalif_deploy.exporters.nir_contents import compare, strings
     from dalif_deploy.nir_io import open_nir
 
     def details(graph: nir.NIRGraph) -> tuple[str, ...]:
@@ -72,9 +88,6 @@ def _nir() -> Format:
     def unfit(graph: nir.NIRGraph, runtime: str) -> str | None:
         return next((r.why for r in readers(graph) if r.name == runtime and not r.reads), None)
 
-    def metadata(graph: nir.NIRGraph) -> dict[str, str]:
-        return {key: value if isinstance(value, str) else str(value) for key, value in graph.metadata.items()}
-
     return Format(
         name="nir",
         suffix=".nir",
@@ -82,10 +95,11 @@ def _nir() -> Format:
         write=lambda graph, path: nir.write(str(path), graph),
         read=lambda path: open_nir(path)[0],
         parameters=parameters,
-        metadata=metadata,
+        metadata=strings,
         options=frozenset({"dialect"}),
         details=details,
         unfit=unfit,
+        compare=compare,
     )
 
 

@@ -34,6 +34,7 @@ from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Input,
@@ -60,7 +61,7 @@ from dalif_deploy.runtimes.stepping import (
 
 Indices = NDArray[np.intp]
 
-_RUNS = (Input, Zeros, Conv2d, Linear, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Readout)
+_RUNS = (Input, Zeros, Conv2d, Linear, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Concat, Readout)
 
 
 def available() -> str | None:
@@ -361,6 +362,8 @@ def _require_folded(node: Node) -> None:
         why = "is not folded"
     elif isinstance(node, Neuron) and (node.alpha != 1.0).any():
         why = "has an alpha that is not folded"
+    elif isinstance(node, Neuron) and node.normalised:
+        why = "normalises its potential before the comparison, which is not folded"
     if why:
         raise DalifError(
             Code.BAD_GRAPH,

@@ -58,7 +58,8 @@ class NorseRuntime:
         )
         """What is steered round."""
         steps: dict[str, Step] = {
-            name: module if module in neurons else stateless(module) for name, module in modules.items()
+            name: module if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
+            for name, module in modules.items()
         }
         self._stepper = Stepper(file, steps, torch.float32)
 

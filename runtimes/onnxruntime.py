@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.metadata import FileMetadata, LayerMetadata
+from dalif_deploy.onnx_io import contradiction, open_onnx
 from dalif_deploy.recording import Recording, SpikeTrain
 
 INPUT = "input"
@@ -29,9 +30,6 @@ OPTIMIZATIONS: Mapping[str, str] = {
 # TensorProto.UINT8, without importing onnx for it.
 BYTES = 2
 
-# ir_version, the first field of every ONNX file, as protobuf writes it.
-ONNX_FIRST_BYTE = b"\x08"
-
 
 def available() -> str | None:
     """None where ONNX Runtime is installed, else the command that installs it."""
@@ -46,17 +44,19 @@ class OnnxRuntime:
     `optimization`: "disable", "basic", "extended" or "all", its graph optimisation level, which may change
     the last bits of a convolution.
 
-    The logits are those of the file as it is. The spikes come from a copy made in memory whose only
-    difference is that every layer's spikes of every timestep are outputs too. Since outputs can keep the
-    optimiser from fusing operators, both are run on every batch and their logits compared: where a bit
-    differs, `notes` gets a line that says how many values and by how much, and `description` mentions it;
-    the spikes then are the copy's.
+    The logits are those of the file as it is, and so are the spikes where it gives them as outputs
+    `<layer>/spikes`. The spikes of other layers come from a copy made in memory whose only difference is that
+    every layer's spikes of every timestep are outputs too. Since outputs can keep the optimiser from fusing
+    operators, both are run on every batch and their logits compared: where a bit differs, `notes` gets a line that
+    says how many values and by how much, and `description` mentions it; the spikes then are the copy's. Where an
+    output `<layer>/spikes` is not what the copy says of its layer, `notes` gets a line too.
 
     A file of precision "exact" or "exact64" takes uint8: data must be the uint8 codes where the encoding is
     uint8, or spikes. Its logits are float32 or float64.
 
     Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE (another ONNX file, or one that lacks a
-    layer's spikes, named), BAD_OPTION, MISSING_PACKAGE, RUNTIME_CANNOT_RUN where ONNX Runtime refuses it.
+    layer's spikes, named), BAD_OPTION, MISSING_PACKAGE; RUNTIME_CANNOT_RUN where ONNX Runtime refuses it,
+    FILE_DAMAGED where that is because its shapes contradict each other.
     """
 
     name = "onnxruntime"
@@ -70,19 +70,21 @@ class OnnxRuntime:
             raise DalifError(Code.BAD_OPTION, f"optimization {optimization!r}: give {', '.join(OPTIMIZATIONS)}")
         self.path = Path(path)
         self.notes: list[str] = []
+        self._changed = False
         self._threads = threads
         self._optimization = optimization
-        model = _read(self.path)
+        model = open_onnx(self.path)
         strings = {entry.key: entry.value for entry in model.metadata_props}
         self.metadata = FileMetadata.from_strings(strings, source=str(self.path))
         self._check_interface(model)
         self._bytes = _element_type(model.graph.input, INPUT) == BYTES
         self._channels_last = _names(self.metadata.extra.get("channels_last", "[]"), self.path)
         self._model = model
+        self._given = _names_of(model.graph.output) & {_output(layer) for layer in self.metadata.layers}
+        made = {output for node in model.graph.node for output in node.output}
+        self._tappable = [layer for layer in self.metadata.layers if made.issuperset(self._taps(layer))]
         self._session = self._open(model.SerializeToString())
-        self._tapped = self._open(
-            self._with_outputs(tap for layer in self.metadata.layers for tap in self._taps(layer))
-        )
+        self._tapped = self._open(self._with_outputs(tap for layer in self._tappable for tap in self._taps(layer)))
 
     @property
     def description(self) -> str:
@@ -91,21 +93,29 @@ class OnnxRuntime:
 
         threads = "a thread a core" if self._threads is None else f"threads {self._threads}"
         described = f"onnxruntime {onnxruntime.__version__} on the CPU, optimization {self._optimization}, {threads}"
-        return f"{described}; tapping the spikes changed the logits' last bits" if self.notes else described
+        return f"{described}; tapping the spikes changed the logits' last bits" if self._changed else described
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """One batch of data -> spikes and logits [N, K]; see `Runtime.run`."""
         inputs = {INPUT: self._inputs(batch)}
-        (logits,) = self._compute(self._session, [LOGITS], inputs)
-        taps = [tap for layer in self.metadata.layers for tap in self._taps(layer)]
+        outputs = sorted(self._given)
+        logits, *given = self._compute(self._session, [LOGITS, *outputs], inputs)
+        taps = [tap for layer in self._tappable for tap in self._taps(layer)]
         tapped_logits, *values = self._compute(self._tapped, [LOGITS, *taps], inputs)
         self._compare(logits, tapped_logits)
-        spikes = {}
+        tapped = {}
         timesteps = self.metadata.input.timesteps
-        for i, layer in enumerate(self.metadata.layers):
+        for i, layer in enumerate(self._tappable):
             steps = values[i * timesteps : (i + 1) * timesteps]
-            spikes[layer.name] = SpikeTrain.pack(self._over_time(layer, [step != 0 for step in steps]))
-        return Recording(spikes, logits)
+            tapped[layer.name] = self._over_time(layer, [step != 0 for step in steps])
+        found = dict(zip(outputs, given, strict=True))
+        return Recording(
+            {
+                layer.name: SpikeTrain.pack(self._fired(layer, found.get(_output(layer)), tapped.get(layer.name)))
+                for layer in self.metadata.layers
+            },
+            logits,
+        )
 
     def potentials(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.floating]]:
         """Every layer's membrane potential before the reset, [N, T, *shape], by name.
@@ -127,6 +137,28 @@ class OnnxRuntime:
             layer.name: self._over_time(layer, [values[tap] for tap in taps[layer.name]])
             for layer in self.metadata.layers
         }
+
+    def _fired(
+        self, layer: LayerMetadata, given: NDArray[Any] | None, tapped: NDArray[np.bool_] | None
+    ) -> NDArray[np.bool_]:
+        """A layer's spikes, [N, T, *shape]: the file's own output where there is one."""
+        if given is None:
+            assert tapped is not None  # _check_interface has seen one or the other
+            return tapped
+        wanted = [self.metadata.input.timesteps, *layer.shape]
+        if list(given.shape[1:]) != wanted or not np.isin(given, (0, 1)).all():
+            raise DalifError(
+                Code.RUNTIME_CANNOT_RUN,
+                f"{self.path}: the output '{_output(layer)}' gave something else than 0 and 1 of shape "
+                f"[N, {', '.join(map(str, wanted))}]",
+            )
+        fired: NDArray[np.bool_] = given != 0
+        if tapped is not None and not np.array_equal(fired, tapped):
+            self.notes.append(
+                f"{self.path}: the output '{_output(layer)}' is not the spikes that layer '{layer.name}' fires in the "
+                "file; the output's are compared"
+            )
+        return fired
 
     def _inputs(self, batch: NDArray[np.generic]) -> NDArray[np.generic]:
         """What the file takes."""
@@ -154,6 +186,7 @@ class OnnxRuntime:
         bits = np.dtype(f"u{logits.dtype.itemsize}")
         differing = logits.view(bits) != tapped.view(bits)
         if differing.any():
+            self._changed = True
             largest = np.abs(logits.astype(np.float64) - tapped).max()
             self.notes.append(
                 f"{self.path}: {np.count_nonzero(differing)} of {logits.size} logits of a batch differ between the "
@@ -167,7 +200,8 @@ class OnnxRuntime:
         """The file must have what its metadata speaks of."""
         weights = {tensor.name for tensor in model.graph.initializer}
         inputs = [value.name for value in model.graph.input if value.name not in weights]
-        if inputs != [INPUT] or LOGITS not in [value.name for value in model.graph.output]:
+        outputs = _names_of(model.graph.output)
+        if inputs != [INPUT] or LOGITS not in outputs:
             raise DalifError(
                 Code.FOREIGN_FILE,
                 f"{self.path}: needs the one input '{INPUT}' and an output '{LOGITS}', but its inputs are "
@@ -176,7 +210,7 @@ class OnnxRuntime:
         made = {output for node in model.graph.node for output in node.output}
         for layer in self.metadata.layers:
             missing = [tap for tap in self._taps(layer) if tap not in made]
-            if missing:
+            if missing and _output(layer) not in outputs:
                 raise DalifError(
                     Code.FOREIGN_FILE,
                     f"{self.path}: layer '{layer.name}': no value '{missing[0]}' in the graph, so its spikes cannot "
@@ -226,20 +260,33 @@ class OnnxRuntime:
         try:
             return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions share no base class of their own
-            raise DalifError(
-                Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime {onnxruntime.__version__} refuses it: {error}"
-            ) from error
+            raise self._failed(f"onnxruntime {onnxruntime.__version__} refuses it: {error}") from error
 
     def _compute(self, session: Any, outputs: Sequence[str], inputs: Mapping[str, NDArray[np.generic]]) -> list[Any]:
         try:
             return list(session.run(outputs, inputs))
         except Exception as error:  # as above
-            raise DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: onnxruntime failed on it: {error}") from error
+            raise self._failed(f"onnxruntime failed on it: {error}") from error
+
+    def _failed(self, why: str) -> DalifError:
+        """The file's fault, naming the node, where its shapes contradict each other."""
+        if (what := contradiction(self._model)) is not None:
+            return DalifError(Code.FILE_DAMAGED, f"{self.path}: its shapes contradict each other: {what}; {why}")
+        return DalifError(Code.RUNTIME_CANNOT_RUN, f"{self.path}: {why}")
 
 
 def _element_type(values: Any, name: str) -> int:
     """The element type that a value is declared with."""
     return next(int(value.type.tensor_type.elem_type) for value in values if value.name == name)
+
+
+def _output(layer: LayerMetadata) -> str:
+    """The output that gives a layer's spikes over all timesteps, where a file has one."""
+    return f"{layer.name}/spikes"
+
+
+def _names_of(values: Any) -> set[str]:
+    return {value.name for value in values}
 
 
 def _names(entry: str, path: Path) -> frozenset[str]:
@@ -248,37 +295,3 @@ def _names(entry: str, path: Path) -> frozenset[str]:
         return frozenset(json.loads(entry))
     except (ValueError, TypeError) as error:
         raise DalifError(Code.FILE_DAMAGED, f"{path}: its metadata cannot be read ({error})") from error
-
-
-def _read(path: Path) -> Any:
-    """The file's ModelProto. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE)."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DalifError(Code.FILE_MISSING, f"{path}: cannot be read ({error.strerror})") from error
-    if not content:
-        raise DalifError(Code.FILE_DAMAGED, f"{path}: empty")
-    if not content.startswith(ONNX_FIRST_BYTE):
-        raise DalifError(Code.FOREIGN_FILE, f"{path}: not an ONNX file")
-    try:
-        model = onnx.load_model_from_string(content)
-    except DecodeError as error:
-        raise DalifError(Code.FILE_DAMAGED, f"{path}: truncated or damaged ({error})") from error
-    # A cut between two fields leaves a readable prefix; what our exporter writes last is its metadata.
-    cut = not model.opset_import or (model.producer_name == "dalif_deploy" and not model.metadata_props)
-    if cut:
-        raise DalifError(Code.FILE_DAMAGED, f"{path}: truncated, it ends before its operator set or metadata")
-    for tensor in model.graph.initializer:
-        if tensor.data_location == tensor.EXTERNAL:
-            raise DalifError(
-                Code.FOREIGN_FILE,
-                f"{path}: the values of initialiser '{tensor.name}' lie in another file; export it again",
-            )
-    try:
-        onnx.checker.check_model(model)
-    except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
-        raise DalifError(Code.FILE_DAMAGED, f"{path}: fails ONNX's checks: {error}") from error
-    return model

@@ -21,7 +21,8 @@ class RuntimeKind:
 
     `takes`: what `open` is given: the "training" or "folded" SpikingGraph, or the path of an "onnx" or
     "nir" file. `precision`: what it computes in. `update`: its membrane formula, "sum" for beta H + X or
-    "decay" for v + k (x - v), on which the bound of its rounding depends. `available`: None where it can be
+    "decay" for v + k (x - v); `pools`: whether it computes a sum pool as a sum, or as the "mean" times the window's
+    size: the bound of its rounding depends on both. `available`: None where it can be
     opened here, else the command that installs what is missing. Other packages register one under the
     entry-point group `dalif_deploy.runtimes`.
     """
@@ -32,10 +33,17 @@ class RuntimeKind:
     open: Callable[[Any], Runtime]
     available: Callable[[], str | None]
     update: Literal["sum", "decay"] = "sum"
+    pools: Literal["sum", "mean"] = "sum"
 
 
 def _built_in(
-    name: str, takes: Takes, module: str, cls: str, update: Literal["sum", "decay"] = "sum", **options: Any
+    name: str,
+    takes: Takes,
+    module: str,
+    cls: str,
+    update: Literal["sum", "decay"] = "sum",
+    pools: Literal["sum", "mean"] = "sum",
+    **options: Any,
 ) -> RuntimeKind:
     # Imported when it is opened: torch and the simulators take seconds, and may not be installed.
     path = f"dalif_deploy.runtimes.{module}"
@@ -48,7 +56,7 @@ def _built_in(
         command: str | None = import_module(path).available()
         return command
 
-    return RuntimeKind(name, takes, "float32", open_, available, update)
+    return RuntimeKind(name, takes, "float32", open_, available, update, pools)
 
 
 BUILT_IN: dict[str, RuntimeKind] = {
@@ -57,9 +65,9 @@ BUILT_IN: dict[str, RuntimeKind] = {
         _built_in("torch", "training", "torch", "TorchRuntime", dtype="float32"),
         _built_in("events", "folded", "events", "EventsRuntime", dtype="float32"),
         _built_in("onnxruntime", "onnx", "onnxruntime", "OnnxRuntime"),
-        _built_in("norse", "nir", "norse", "NorseRuntime", "decay"),
-        _built_in("spikingjelly", "nir", "spikingjelly", "SpikingJellyRuntime", "decay"),
-        _built_in("snntorch", "nir", "snntorch", "SnnTorchRuntime", "sum"),
+        _built_in("norse", "nir", "norse", "NorseRuntime", "decay", "mean"),
+        _built_in("spikingjelly", "nir", "spikingjelly", "SpikingJellyRuntime", "decay", "mean"),
+        _built_in("snntorch", "nir", "snntorch", "SnnTorchRuntime", "sum", "mean"),
     )
 }
 """The runtimes of this package, all computing in float32."""

@@ -66,7 +66,8 @@ class SnnTorchRuntime:
         )
         """What is steered round."""
         steps: dict[str, Step] = {
-            name: _stepped(module) if name in neurons else stateless(module) for name, module in modules.items()
+            name: _stepped(module) if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
+            for name, module in modules.items()
         }
         self._stepper = Stepper(file, steps, torch.float32)
 

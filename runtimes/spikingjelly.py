@@ -77,7 +77,8 @@ class SpikingJellyRuntime:
         )
         """What is steered round."""
         steps: dict[str, Step] = {
-            name: module if name in neurons else stateless(module) for name, module in modules.items()
+            name: module if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
+            for name, module in modules.items()
         }
         self._dtype = dtype
         self._stepper = Stepper(file, steps, _DTYPES[dtype])

@@ -22,6 +22,7 @@ from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Input,
@@ -156,7 +157,10 @@ class TorchRuntime:
             potential = torch.where(due, late, potential)
         if self._watch is not None:
             self._watch(neuron.name, potential.numpy())
-        fired = beyond(potential)
+        compared = potential
+        if neuron.normalised:
+            compared = p["norm_gain"] * (potential - p["norm_mean"]) + p["norm_bias"]
+        fired = beyond(compared)
         if neuron.reset == "none" or neuron.reset_timing == "next":
             after = potential
         elif neuron.reset == "hard":
@@ -185,10 +189,11 @@ class TorchRuntime:
 
 def _require_unit_alpha(graph: SpikingGraph) -> None:
     for neuron in graph.neurons:
-        if (neuron.alpha != 1.0).any():
+        if (neuron.alpha != 1.0).any() or neuron.normalised:
+            what = "normalises its potential" if neuron.normalised else "has an alpha that is not folded"
             raise DalifError(
                 Code.BAD_GRAPH,
-                f"node '{neuron.name}' (Neuron): has an alpha that is not folded; exact arithmetic takes a snapped "
+                f"node '{neuron.name}' (Neuron): {what}; exact arithmetic takes a snapped "
                 "graph (dalif_deploy.passes.snap)",
             )
 
@@ -251,6 +256,10 @@ def _add(node: Add, p: Parameters, inputs: Sequence[torch.Tensor]) -> torch.Tens
     return total
 
 
+def _concat(node: Concat, p: Parameters, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat(tuple(inputs), dim=1)
+
+
 _OPERATORS: Mapping[type[Node], Callable[[Any, Parameters, Sequence[torch.Tensor]], torch.Tensor]] = {
     Conv2d: _conv2d,
     Linear: _linear,
@@ -261,4 +270,5 @@ _OPERATORS: Mapping[type[Node], Callable[[Any, Parameters, Sequence[torch.Tensor
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }

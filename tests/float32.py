@@ -7,6 +7,8 @@ that runtimes use. It shows what a float32 backend may compute, not what one doe
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import (
     Add,
     AvgPool2d,
+    Concat,
     Conv2d,
     Flatten,
     Input,
@@ -21,6 +24,7 @@ from dalif_deploy.nodes import (
     MaxPool2d,
     Neuron,
     Node,
+    Pool2d,
     Scale,
     SumPool2d,
     Zeros,
@@ -89,29 +93,43 @@ def _stateless(node: Node, inputs: list[F32], rng: np.random.Generator | None) -
     if isinstance(node, Conv2d):
         return _convolved(node, x, rng)
     if isinstance(node, SumPool2d | AvgPool2d):
-        assert node.whole_windows(x.shape[2:])
-        rows, columns = node.windows(x.shape[2:])
-        terms = [
-            x[:, :, i : i + rows * node.stride[0] : node.stride[0], j : j + columns * node.stride[1] : node.stride[1]]
-            for i in range(node.kernel[0])
-            for j in range(node.kernel[1])
-        ]
-        total = _summed([term[:, :, :rows, :columns] for term in terms], rng)
-        return total if isinstance(node, SumPool2d) else total / np.float32(node.kernel[0] * node.kernel[1])
+        total = _summed(_places(node, x, 0.0), rng)
+        if isinstance(node, SumPool2d):
+            return total
+        counted = np.ones((1, 1, *x.shape[2:]), np.float32)
+        if node.count_include_pad:
+            (top, left) = node.padding
+            counted = np.pad(counted, ((0, 0), (0, 0), (top, top), (left, left)))
+            counted[...] = 1.0
+            divisors = sum(_places(replace(node, padding=(0, 0)), counted, 0.0, node.windows(x.shape[2:])))
+        else:
+            divisors = sum(_places(node, counted, 0.0))
+        return np.asarray(total / divisors, np.float32)
     if isinstance(node, MaxPool2d):
-        rows, columns = node.windows(x.shape[2:])
-        found = np.full((*x.shape[:2], rows, columns), -np.inf, np.float32)
-        for i in range(rows):
-            for j in range(columns):
-                window = x[:, :, i * node.stride[0] :, j * node.stride[1] :][..., : node.kernel[0], : node.kernel[1]]
-                found[:, :, i, j] = window.max(axis=(-2, -1))
-        return found
+        return np.asarray(np.max(_places(node, x, -np.inf), axis=0))
+    if isinstance(node, Concat):
+        return np.concatenate(inputs, axis=1)
     if isinstance(node, Flatten):
         return x.reshape(len(x), -1)
     if isinstance(node, Scale):
         return np.asarray(node.factor, np.float32) * x + np.asarray(node.offset, np.float32)
     assert isinstance(node, Add), node
     return _summed(list(inputs), rng)
+
+
+def _places(node: Pool2d, x: F32, fill: float, count: tuple[int, ...] | None = None) -> list[F32]:
+    """For every place of a window, what lies there in all windows."""
+    rows, columns = count or node.windows(x.shape[2:])
+    ends = [(n - 1) * s + k for n, s, k in zip((rows, columns), node.stride, node.kernel, strict=True)]
+    far = [max(0, end - n - p) for end, n, p in zip(ends, x.shape[2:], node.padding, strict=True)]
+    pads = [(0, 0), (0, 0), *((p, f) for p, f in zip(node.padding, far, strict=True))]
+    padded = np.pad(x, pads, constant_values=np.float32(fill))
+    down, right = node.stride
+    return [
+        padded[:, :, i : i + (rows - 1) * down + 1 : down, j : j + (columns - 1) * right + 1 : right]
+        for i in range(node.kernel[0])
+        for j in range(node.kernel[1])
+    ]
 
 
 def _convolved(node: Conv2d, x: F32, rng: np.random.Generator | None) -> F32:

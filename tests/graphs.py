@@ -33,6 +33,7 @@ from dalif_deploy.nodes import (
     ReadoutMode,
     Scale,
     TensorKind,
+    Zeros,
     frozen,
 )
 from dalif_deploy.operators import evaluate
@@ -146,7 +147,9 @@ def _values_of(graph: SpikingGraph, name: str, batch: NDArray[np.generic]) -> ND
         known: dict[str, NDArray[np.floating]] = {key: train[:, t].astype(np.float64) for key, train in spikes.items()}
         known[graph.input.name] = inputs[:, t] if graph.input.temporal else inputs
         for node in graph.nodes:
-            if node.name not in known and node.name not in graph.after_readout:
+            if isinstance(node, Zeros):
+                known[node.name] = np.zeros((len(batch), *node.shape))
+            elif node.name not in known and node.name not in graph.after_readout:
                 known[node.name] = evaluate(node, [known[edge.source] for edge in node.inputs])
         found.append(known[name])
     return np.concatenate(found)

@@ -159,6 +159,14 @@ def smallest_margin(case: Case) -> float:
 
 def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGraph) -> NDArray[np.floating]:
     """The outputs [batch, T, ...] of a simulator's own network, loaded by the call that the export prints."""
+    spec = FileMetadata.from_strings(file.metadata, source="test").input
+    inputs = spec.module_input(batch)
+    steps = inputs if spec.temporal else np.repeat(inputs[:, None], spec.timesteps, axis=1)
+    return stepped(call, path, steps)
+
+
+def stepped(call: str, path: Path, steps: NDArray[np.float32]) -> NDArray[np.floating]:
+    """The outputs [batch, T, ...] of the network that a call loads, on `steps` [batch, T, ...]."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the packages' own: deprecations of torch and of nirtorch.load
         import nirtorch
@@ -171,14 +179,13 @@ def per_step(call: str, path: Path, batch: NDArray[np.float32], file: nir.NIRGra
         names = {
             "nir": nir, "nirtorch": nirtorch, "functools": functools, "norse": norse, "snntorch": snntorch,
             "spikingjelly": spikingjelly, "path": str(path),
-            "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(batch))),
+            "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(steps))),
         }  # fmt: skip
         network = eval(call, names)
-        spec = FileMetadata.from_strings(file.metadata, source="test").input
-        inputs = torch.from_numpy(spec.module_input(batch))
+        inputs = torch.from_numpy(steps)
         state, outputs = None, []
         with torch.no_grad():
-            for t in range(spec.timesteps):
-                result, state = network(inputs[:, t] if spec.temporal else inputs, state)
+            for t in range(inputs.shape[1]):
+                result, state = network(inputs[:, t], state)
                 outputs.append(result.numpy().copy())
     return np.stack(outputs, axis=1)

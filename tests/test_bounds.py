@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from dalif_deploy import operators
 from dalif_deploy.equivalence import Arithmetic, NeuronStep, judge, replay, simulate
+from dalif_deploy.equivalence.membrane import MembraneError
 from dalif_deploy.equivalence.rounding import node_error
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import BatchNorm, Conv2d, Edge, Flatten, Linear, Neuron, TensorType, frozen
+from dalif_deploy.nodes import BatchNorm, Conv2d, Edge, Flatten, Linear, Neuron, SumPool2d, TensorType, frozen
 from dalif_deploy.operators import evaluate
 from dalif_deploy.passes import fold
 from dalif_deploy.recording import SpikeTrain
 from tests.float32 import float32_run
 from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build
+from tests.hard_graphs import GRAPHS as HARD_GRAPHS
 
 DECAY = [name for name in GRAPHS if "subtract" not in name and "beta 1" not in name and "uint8" not in name]
 """Graphs that a NIR simulator could run: hard reset, and a leak (an IF has no decay formula)."""
@@ -51,6 +53,70 @@ def test_no_order_of_summation_exceeds_the_bound(name: str) -> None:
     for seed in range(2):
         for layer, ratio in ratios(graph, batch, np.random.default_rng(seed)).items():
             assert ratio <= 1.0, layer
+
+
+@pytest.mark.parametrize("name", HARD_GRAPHS)
+def test_no_order_of_summation_exceeds_the_bound_on_hard_graphs(name: str) -> None:
+    training, batch = HARD_GRAPHS[name]()
+    for layer, ratio in ratios(fold(training), batch, np.random.default_rng(0)).items():
+        assert ratio <= 1.0, layer
+
+
+@pytest.mark.parametrize("form", ["gain (v - mean) + bias", "gain v + offset"])
+def test_a_normalised_potential_stays_within_its_bound(form: str) -> None:
+    """float32 potentials that are off by what their bound says, compared as either form computes it."""
+    rng = np.random.default_rng(3)
+    shape = (400, 6)
+    neuron = Neuron(
+        name="sn", inputs=(Edge("x"),), alpha=frozen(1.0), beta=frozen(0.5), norm_gain=frozen(rng.normal(0, 3, 6)),
+        norm_mean=frozen(rng.normal(0, 2, 6)), norm_bias=frozen(rng.normal(0, 2, 6)),
+    )  # fmt: skip
+    exact = rng.normal(0, 1, shape)
+    seen = exact.astype(np.float32)
+    error = np.abs(seen.astype(np.float64) - exact)
+    gain, mean, bias = (values.astype(np.float32) for values in (neuron.norm_gain, neuron.norm_mean, neuron.norm_bias))
+    found = gain * (seen - mean) + bias if form.startswith("gain (") else gain * seen + (bias - gain * mean)
+    assert found.dtype == np.float32
+    expected = neuron.norm_gain * (exact - neuron.norm_mean) + neuron.norm_bias
+    gap = np.abs(found.astype(np.float64) - expected)
+    bound = MembraneError(neuron, "sum").compared(exact, error)
+    assert (gap <= bound).all()
+    assert (gap / bound).max() > 0.1
+    assert (gap > error).any()  # the bound of V alone would not do
+
+
+@pytest.mark.parametrize("by", ["division", "reciprocal"])
+@pytest.mark.parametrize("side", range(2, 9))
+def test_a_sum_pool_that_is_a_mean_times_its_size(side: int, by: str) -> None:
+    """Counts of spikes come back exactly from 2x2, 3x3, 4x4 and 8x8 windows; from others within the bound."""
+    size = side * side
+    pool = SumPool2d(name="pool", inputs=(Edge("x"),), kernel=(side, side), stride=(side, side))
+    spikes = (np.arange(size) < np.arange(size + 1)[:, None]).astype(np.float64).reshape(-1, 1, side, side)
+    value = evaluate(pool, [spikes])
+    types = [TensorType((1, side, side), True, "spike", 1)]
+    mean, divisor = value.astype(np.float32), np.float32(size)
+    mean = mean / divisor if by == "division" else mean * (np.float32(1.0) / divisor)
+    gap = np.abs((mean * divisor).astype(np.float64) - value)
+    bounds = {way: node_error(pool, [spikes], [0 * spikes], types, value, way) for way in ("sum", "mean")}
+    assert not bounds["sum"].any()  # type: ignore[union-attr]
+    assert (gap <= bounds["mean"]).all()
+    assert bounds["mean"].any() == (side not in (2, 3, 4, 8))  # type: ignore[union-attr]
+    if side in (5, 7):
+        assert (gap > bounds["sum"]).any()
+
+
+def test_a_mean_times_its_size_of_real_values_stays_within_its_bound() -> None:
+    rng = np.random.default_rng(4)
+    pool = SumPool2d(name="pool", inputs=(Edge("x"),), kernel=(5, 5), stride=(5, 5))
+    x = rng.normal(0, 1, (2000, 1, 5, 5)).astype(np.float32)
+    total = np.zeros((2000, 1, 1, 1), np.float32)
+    for place in rng.permutation(25):
+        total[:, 0, 0, 0] += x[:, 0, place // 5, place % 5]
+    found = (total / np.float32(25) * np.float32(25)).astype(np.float64)
+    wide = x.astype(np.float64)
+    value = evaluate(pool, [wide])
+    bound = node_error(pool, [wide], [0 * wide], [TensorType((1, 5, 5), True)], value, "mean")
+    assert (np.abs(found - value) <= bound).all()
 
 
 @pytest.mark.parametrize("name", DECAY)

@@ -260,8 +260,8 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
     "softmax": (looped(lambda self, x: self.step(x).softmax(1)), U, ["softmax is not part", "return the logits"]),
     "product": (plain(lambda self, x: x * x), U, ["product or quotient of two values computed from the input"]),
     "cat": (plain(lambda self, x: torch.cat([x[:, :6], x[:, 6:]], 1)), U, ["aten.slice", "only timesteps"]),
-    "channels joined": (
-        looped(lambda self, x: torch.cat([self.sn1(x)] * 2, 1).mean([2, 3])), U, ["aten.cat", "joins feature maps"],
+    "rows joined": (
+        looped(lambda self, x: torch.cat([self.sn1(x)] * 2, 2).mean([2, 3])), U, ["aten.cat", "joins feature maps"],
     ),
     "layer norm": (plain(lambda self, x: F.layer_norm(x, (12,))), U, ["aten.native_layer_norm"]),
     "division by zero": (plain(lambda self, x: x / 0.0), U, ["divides by zero"]),

@@ -38,6 +38,7 @@ from dalif_deploy.runtimes.registry import runtime_kind
 from tests.candidates import CANDIDATES, Candidate, parameters
 from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build, calibrated
 from tests.graphs import Case as GraphAndBatch
+from tests.hard_graphs import GRAPHS as HARD_GRAPHS
 
 
 def _recurrent() -> GraphAndBatch:
@@ -103,16 +104,16 @@ CASES = {
     "leak target, initial potential": _leak_target,
     "pools": _pools,
     "after the readout": _after_the_readout,
+    "joined spikes": HARD_GRAPHS["joined spikes"],
 }
 
 SILENT = {"alpha zero": {"dead"}}
 """Layers that are silent on purpose, by graph."""
 
-HARD, MAX_POOL, V_RESET = "reset is 'subtract'", r"\(MaxPool2d\)", "v_reset"
+HARD, V_RESET = "reset is 'subtract'", "v_reset"
 NO_NIR = {
     "subtract reset": HARD,
     "uint8 codes": HARD,
-    "temporal spikes": MAX_POOL,
     "recurrent": "delayed",
     "leak target, initial potential": "sn1",
     "pools": "node '(average|max)'",
@@ -128,12 +129,13 @@ MISREAD = {
     ("per channel", "spikingjelly"): "tau",
     ("threshold and reset", "snntorch"): V_RESET,
     ("beta 1", "snntorch"): "an IF",
+    ("temporal spikes", "snntorch"): "an IF",
     ("beta negative", "snntorch"): "below 0",
     ("per channel", "snntorch"): "thresholds that differ|beta below 0",
 }
 """Files that a simulator does not read rightly, and a word of why."""
 
-HELD_IN_ITS_DIALECT = {("beta 1", "snntorch")}
+HELD_IN_ITS_DIALECT = {("beta 1", "snntorch"), ("temporal spikes", "snntorch")}
 """Graphs that a simulator reads rightly in its own dialect only."""
 
 OTHER_RULE = {("ties", "norse"), ("ties, strict", "spikingjelly"), ("ties", "snntorch")}

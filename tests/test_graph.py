@@ -559,7 +559,7 @@ def test_a_spike_that_is_heard_again_keeps_its_maximum() -> None:
 
 def test_zeros_are_static() -> None:
     assert graph(image(), Zeros(name="z", shape=(3,)), neuron("sn", "z"), readout("sn")).types["z"] == TensorType(
-        (3,), False
+        (3,), False, "count", 0
     )
 
 

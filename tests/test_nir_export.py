@@ -6,10 +6,12 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import nir
 import numpy as np
 import pytest
+import torch
 
 from dalif_deploy.equivalence.replay import simulate
 from dalif_deploy.errors import Code, DalifError
@@ -31,6 +33,7 @@ from dalif_deploy.nodes import (
     SumPool2d,
     frozen,
 )
+from dalif_deploy.operators import evaluate
 from tests.graphs import GRAPHS
 from tests.nir_graphs import affine_chain, changed, conv_chain, one_layer, residual, three_branches
 
@@ -127,12 +130,38 @@ def test_flatten_leaves_a_batch_axis_alone() -> None:
 
 
 def test_pools() -> None:
-    pool = SumPool2d(name="pool", inputs=(Edge("input"),), kernel=(2, 3), stride=(2, 1), padding=(1, 0))
+    pool = SumPool2d(name="pool", inputs=(Edge("input"),), kernel=(2, 3), stride=(2, 1))
     node = to_nir(map_graph(pool)).nodes["pool"]
     assert type(node) is nir.SumPool2d
-    assert [list(node.kernel_size), list(node.stride), list(node.padding)] == [[2, 3], [2, 1], [1, 0]]
+    assert [list(node.kernel_size), list(node.stride), list(node.padding)] == [[2, 3], [2, 1], [0, 0]]
     average = AvgPool2d(name="pool", inputs=(Edge("input"),), kernel=(2, 2), stride=(2, 2), ceil_mode=True)
     assert type(to_nir(map_graph(average)).nodes["pool"]) is nir.AvgPool2d  # ceil_mode changes nothing on 6 x 6
+
+
+@pytest.mark.parametrize("options", [
+    {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)},
+    {"kernel": (4, 4), "stride": (4, 4), "ceil_mode": True},
+    {"kernel": (2, 3), "stride": (1, 2), "padding": (1, 0), "ceil_mode": True},
+    {"kernel": (3, 2), "stride": (3, 1), "padding": (0, 1)},
+    {"kernel": (5, 1), "stride": (2, 4), "ceil_mode": True},
+])  # fmt: skip
+def test_a_padded_or_open_sum_pool_is_a_dense_convolution_with_ones(options: dict[str, Any]) -> None:
+    pool = SumPool2d(name="pool", inputs=(Edge("input"),), **options)
+    node = to_nir(map_graph(pool)).nodes["pool"]
+    assert type(node) is nir.Conv2d
+    x = np.random.default_rng(60).integers(0, 2, (3, 2, 6, 6)).astype(np.float64)
+    found = torch.nn.functional.conv2d(
+        torch.tensor(x), torch.tensor(node.weight.astype(np.float64)), None, node.stride, node.padding
+    )
+    np.testing.assert_array_equal(found.numpy(), evaluate(pool, [x]))
+    assert not node.bias.any()
+
+
+def test_a_neuron_that_never_leaks_beside_one_that_does() -> None:
+    node = to_nir(neuron_graph(beta=frozen([1.0, 0.5]))).nodes["sn"]
+    assert type(node) is nir.LIF
+    assert list(1.0 - 1e-4 / node.tau) == [1.0, 0.5]
+    assert list(node.v_threshold) == [2.0**-60, 0.5]
 
 
 def test_names_edges_and_shapes() -> None:
@@ -249,7 +278,6 @@ def refused(graph: SpikingGraph) -> DalifError:
     [
         ({"reset": "subtract"}, "subtract"),
         ({"beta": frozen(1.5)}, "above 1"),
-        ({"beta": frozen([1.0, 0.5])}, "some of its neurons only"),
         ({"leak_target": frozen(0.5)}, "leak target"),
         ({"state": (StateVariable("membrane", 0.5),)}, "state"),
     ],
@@ -264,9 +292,8 @@ def test_neurons_that_the_form_cannot_hold(fields: dict[str, object], word: str)
 @pytest.mark.parametrize(
     ("node", "word"),
     [
-        (MaxPool2d(name="p", inputs=(Edge("input"),), kernel=(2, 2), stride=(2, 2)), "MaxPool2d"),
+        (MaxPool2d(name="p", inputs=(Edge("input"),), kernel=(2, 2), stride=(2, 2)), "NIR has no maximum"),
         (AvgPool2d(name="p", inputs=(Edge("input"),), kernel=(4, 4), stride=(4, 4), ceil_mode=True), "ceil_mode"),
-        (SumPool2d(name="p", inputs=(Edge("input"),), kernel=(4, 4), stride=(4, 4), ceil_mode=True), "ceil_mode"),
         (
             AvgPool2d(
                 name="p", inputs=(Edge("input"),), kernel=(3, 3), stride=(1, 1), padding=(1, 1), count_include_pad=False

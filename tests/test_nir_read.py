@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import nir
@@ -16,13 +17,13 @@ from dalif_deploy.equivalence.replay import simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import to_nir
 from dalif_deploy.metadata import FileMetadata
-from dalif_deploy.nodes import Conv2d, Edge, Flatten, Neuron, Scale, frozen
+from dalif_deploy.nodes import Conv2d, Edge, Flatten, MaxPool2d, Neuron, Scale, frozen
 from dalif_deploy.passes import fold
-from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build, Case
+from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build, Case, calibrated
 from tests.nir_graphs import NETWORKS, affine_chain, changed, one_layer, padded_pool, three_branches, write
 
-HELD_BY_NIR = sorted({*GRAPHS, *SPECIAL_GRAPHS} - {"subtract reset", "temporal spikes", "uint8 codes"})
-"""The others reset by subtraction or have a max pool."""
+HELD_BY_NIR = sorted({*GRAPHS, *SPECIAL_GRAPHS} - {"subtract reset", "uint8 codes"})
+"""The others reset by subtraction."""
 
 
 def assert_same_network(case: Case, path: Path) -> None:
@@ -313,7 +314,7 @@ def test_neurons_that_are_not_canonical(good: Path, key: str, value: float) -> N
 
 def test_a_lif_that_does_not_leak_is_not_canonical(good: Path) -> None:
     with h5py.File(good, "r+") as file:
-        file["node/nodes/sn1/tau"][0] = 1e300
+        file["node/nodes/sn1/tau"][...] = 1e300
     assert "does not leak" in refused(good, Code.FILE_DAMAGED)
 
 
@@ -349,3 +350,70 @@ def test_neurons_of_the_graph_are_plain(good: Path) -> None:
     read = read_nir(good)
     assert [type(node) for node in read.neurons] == [Neuron, Neuron]
     assert not read["sn1"].beta.flags.writeable
+
+
+# ---- a maximum of spikes: a count, and a neuron that is no layer
+
+
+MAXIMA = {
+    "plain": {"kernel": (2, 2), "stride": (2, 2)},
+    "padded": {"kernel": (3, 3), "stride": (2, 2), "padding": (1, 1)},
+    "open": {"kernel": (3, 2), "stride": (2, 3), "ceil_mode": True},
+    "padded, open, not square": {"kernel": (3, 2), "stride": (2, 2), "padding": (1, 0), "ceil_mode": True},
+}
+
+
+def maximum(**options: Any) -> Case:
+    build = Build(80, (2, 7, 7))
+    batch = np.random.default_rng(81).uniform(0, 1, (4, 2, 7, 7)).astype(np.float32)
+    x = build.norm_neuron("sn1", build.conv("conv", "input", (2, 4)), 4)
+    pool = MaxPool2d(name="largest", inputs=(Edge(x),), **options)
+    x = build.add(Flatten(name="flatten", inputs=(Edge(build.add(pool)),)))
+    features = 4 * int(np.prod(pool.windows((7, 7))))
+    x = build.norm_neuron("sn2", build.linear("fc1", x, (features, 12)), 12)
+    return fold(calibrated(build.finish(build.linear("fc2", x, (12, 3))), batch)), batch
+
+
+@pytest.mark.parametrize("dialect", ["canonical", *DIALECTS])
+@pytest.mark.parametrize("name", MAXIMA)
+def test_a_maximum_of_spikes_comes_back_as_one(name: str, dialect: str, tmp_path: Path) -> None:
+    graph, batch = case = maximum(**MAXIMA[name])
+    back = read_nir(write(case, tmp_path, dialect=dialect))
+    assert isinstance(back["largest"], MaxPool2d)
+    assert [neuron.name for neuron in back.neurons] == ["sn1", "sn2"]
+    assert not any("count" in node.name for node in back.nodes)
+    expected, found = simulate(graph, batch), simulate(back, batch)
+    for layer, train in expected.spikes.items():
+        assert not train.differing(found.spikes[layer]).any(), layer
+
+
+@pytest.mark.parametrize(
+    ("entry", "word"),
+    [
+        ("no list", "no list of names"),
+        ("[1]", "no list of names"),
+        ('["conv"]', "'conv' is a maximum, which it is not"),
+        ('["largest", "sn1"]', "'sn1' is a maximum, which it is not"),
+        ("[]", "'largest'"),
+    ],
+)
+def test_what_the_metadata_says_of_maxima_is_checked(entry: str, word: str, tmp_path: Path) -> None:
+    path = write(maximum(**MAXIMA["plain"]), tmp_path)
+    edit(path, "maxima", lambda text: entry)
+    assert word in refused(path, Code.FILE_DAMAGED)
+
+
+@pytest.mark.parametrize("change", ["threshold", "reset", "weight", "bias"])
+def test_a_neuron_that_is_no_maximum_of_its_window_is_refused(change: str, tmp_path: Path) -> None:
+    path = write(maximum(**MAXIMA["padded"]), tmp_path)
+    with h5py.File(path, "r+") as file:
+        nodes = file["node/nodes"]
+        if change == "threshold":
+            nodes["largest/v_threshold"][0, 0, 0] = 1.5
+        elif change == "reset":
+            nodes["largest/v_reset"][0, 0, 0] = 0.25
+        elif change == "weight":
+            nodes["largest.count/weight"][0, 1, 0, 0] = 1.0
+        else:
+            nodes["largest.count/bias"][0] = 1.0
+    assert "node 'largest' is a neuron that its metadata does not know" in refused(path, Code.FILE_DAMAGED)

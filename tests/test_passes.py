@@ -23,6 +23,7 @@ from dalif_deploy.nodes import (
     Array,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Edge,
     Flatten,
@@ -37,8 +38,8 @@ from dalif_deploy.nodes import (
     Zeros,
     frozen,
 )
-from dalif_deploy.passes import FOLDING, Pass, fold, fold_alpha, fold_batchnorm, sum_pools
-from dalif_deploy.passes.contract import NO_BATCH_NORM, UNIT_ALPHA, Property
+from dalif_deploy.passes import FOLDING, Pass, fold, fold_alpha, fold_batchnorm, fold_comparison, sum_pools
+from dalif_deploy.passes.contract import NO_BATCH_NORM, OWN_COMPARISON, UNIT_ALPHA, Property
 from tests.graphs import GRAPHS, SPECIAL_GRAPHS, Build
 
 CHANNELS = 4
@@ -95,7 +96,8 @@ def check(build: Exact, graph: SpikingGraph, transform: Callable[[SpikingGraph],
         np.testing.assert_array_equal(found.spikes[name].unpack(), train.unpack(), err_msg=name)
     np.testing.assert_array_equal(found.logits, expected.logits)
     assert any(0.0 < train.count() / train.neuron_steps < 1.0 for train in expected.spikes.values())
-    potentials_are_kept(graph, after, batch)
+    if not any((sn.norm_gain == 0.0).any() for sn in graph.neurons):  # those keep no potential
+        potentials_are_kept(graph, after, batch)
     return after
 
 
@@ -577,7 +579,7 @@ def test_a_batchnorm_before_padding_stays_a_scale() -> None:
     assert "bn: BatchNorm kept as a scale, since no weights before it can hold it" in after.history
 
 
-@pytest.mark.parametrize("between", ["pool", "neuron", "sum"])
+@pytest.mark.parametrize("between", ["pool", "neuron", "sum of spikes"])
 def test_a_batchnorm_behind_something_without_weights_stays_a_scale(between: str) -> None:
     build = Exact()
     x = build.square("conv", "input")
@@ -586,9 +588,82 @@ def test_a_batchnorm_behind_something_without_weights_stays_a_scale(between: str
     elif between == "neuron":
         x = build.neuron("sn0", x, alpha=0.5)
     else:
-        x = build.plus("sum", x, "input")
+        x = build.plus("sum", build.neuron("sn0", x, alpha=0.5), "input")
     after = check(build, build.graph(build.neuron("sn", build.exact_norm("bn", x), alpha=-0.5, beta=0.5)))
     assert kinds(after)["bn"] == "Scale"
+
+
+def test_a_batchnorm_behind_a_sum_goes_into_its_branches_once() -> None:
+    """g (a + b + c) + o: every branch gets the gain, one of them the offset; what has no weights gets a scale."""
+    build = Exact()
+    total = build.plus("inner", build.square("conv1", "input"), build.square("conv2", "input"))
+    total = build.plus("sum", "input", total, build.square("shared", "input"))
+    sn = build.neuron("sn", build.exact_norm("bn", total), alpha=-0.5, beta=0.5)
+    graph = build.graph(sn, build.neuron("other", "shared", alpha=0.5))
+    check(build, graph)
+    after = check(build, graph, fold_batchnorm)
+    assert "bn" not in after
+    assert kinds(after)["input.scaled.sum"] == kinds(after)["shared.scaled.sum"] == "Scale"
+    assert "bn: BatchNorm folded through sum into conv1, conv2" in after.history
+    offsets = [np.any(after[name].offset) for name in ("input.scaled.sum", "shared.scaled.sum")]  # type: ignore[attr-defined]
+    # The inner convolutions have biases of their own; only one node gets the offset beside them.
+    norm = build.nodes[[node.name for node in build.nodes].index("bn")]
+    before = {node.name: node for node in build.nodes}
+    gained = [
+        not np.array_equal(weighted(after, name).bias, norm.gain() * before[name].bias)  # type: ignore[attr-defined]
+        for name in ("conv1", "conv2")
+    ]
+    assert sum([*offsets, *gained]) == 1
+
+
+def test_a_batchnorm_behind_a_sum_that_others_read_stays_a_scale() -> None:
+    build = Exact()
+    total = build.plus("sum", build.square("conv1", "input"), build.square("conv2", "input"))
+    sn = build.neuron("sn", build.exact_norm("bn", total), alpha=0.5)
+    after = check(build, build.graph(sn, build.neuron("other", total, alpha=0.5)))
+    assert kinds(after)["bn"] == "Scale"
+
+
+def test_a_batchnorm_that_two_read_takes_no_other_gain_into_its_convolution() -> None:
+    """conv - bn1 is read by a sum, which has a BatchNorm of its own, and by a neuron."""
+    build = Exact()
+    first = build.exact_norm("bn1", build.square("conv1", "input"))
+    total = build.plus("sum", first, build.square("conv2", "input"))
+    sn = build.neuron("sn", build.exact_norm("bn2", total), alpha=0.5)
+    after = check(build, build.graph(sn, build.neuron("other", first, alpha=0.5)))
+    assert kinds(after)["conv1.scaled.sum"] == "Scale"
+    assert "bn2: BatchNorm folded through sum into conv1.scaled.sum, conv2" not in after.history
+    assert "bn2: BatchNorm folded through sum into conv2" in after.history
+
+
+def test_the_offset_of_a_sum_does_not_travel_over_a_delayed_edge() -> None:
+    build = Exact()
+    conv1, conv2 = (build.conv(name, "input", (CHANNELS, CHANNELS)) for name in ("conv1", "conv2"))
+    total = build.add(Add(name="sum", inputs=(Edge(conv1, 1), Edge(conv2))))
+    after = check(build, build.graph(build.neuron("sn", build.exact_norm("bn", total), alpha=0.5)))
+    assert after["conv1"].bias is None  # type: ignore[attr-defined]
+    assert after["conv2"].bias is not None  # type: ignore[attr-defined]
+    total = (build := Exact()).add(Add(name="sum", inputs=(Edge(build.square("conv1", "input"), 1),)))
+    after = check(build, build.graph(build.neuron("sn", build.exact_norm("bn", total), alpha=0.5)))
+    assert kinds(after)["bn"] == "Scale"
+
+
+def test_a_batchnorm_behind_a_concatenation_goes_into_its_branches_channel_by_channel() -> None:
+    build = Exact()
+    both = build.add(
+        Concat(name="both", inputs=(Edge(build.square("conv1", "input")), Edge("input"), Edge("input", 1)))
+    )
+    sn = build.neuron("sn", build.exact_norm("bn", both, channels=3 * CHANNELS), alpha=0.5)
+    after = check(build, build.graph(sn))
+    assert kinds(after)["bn"] == "Scale"  # the offset would have to travel over the delayed edge
+    both = (build := Exact()).add(
+        Concat(name="both", inputs=(Edge(build.square("conv1", "input")), Edge("input"), Edge("input")))
+    )
+    after = check(
+        build, build.graph(build.neuron("sn", build.exact_norm("bn", both, channels=3 * CHANNELS), alpha=0.5))
+    )
+    assert "bn" not in after
+    assert after["both"].inputs == (Edge("conv1"), Edge("input.scaled.both"), Edge("input.scaled.both.2"))
 
 
 def test_a_batchnorm_goes_into_a_scale_that_only_it_reads_and_beside_one_that_others_read() -> None:
@@ -856,7 +931,8 @@ def test_a_pass_that_breaks_its_promise_is_a_fault_of_ours() -> None:
 
 
 def test_folding_ensures_what_it_says() -> None:
-    assert (fold_batchnorm, fold_alpha, sum_pools) == FOLDING
+    assert (fold_batchnorm, fold_comparison, fold_alpha, sum_pools) == FOLDING
+    assert fold_comparison.ensures == (OWN_COMPARISON,)
     assert fold_batchnorm.ensures == (NO_BATCH_NORM,)
     assert fold_alpha.ensures == (UNIT_ALPHA,)
 
@@ -918,6 +994,67 @@ def test_what_is_done_is_told_by_node_and_rule() -> None:
     )
 
 
+# --- the comparison: a potential that is normalised before it
+
+
+def exact_comparison(build: Exact, gains: Sequence[float] = (-2.0, -0.5, 0.0, 0.5, 1.0)) -> dict[str, Array]:
+    """A normalisation per channel, of gains of all signs."""
+    shape = (CHANNELS, 1, 1)
+    return {
+        "norm_gain": frozen(build.rng.choice(gains, shape)),
+        "norm_mean": frozen(build.rng.integers(-2, 3, shape) / 4),
+        "norm_bias": frozen(build.rng.integers(-2, 8, shape) / 8),
+    }
+
+
+@pytest.mark.parametrize("fires_at", ["ge", "gt"])
+@pytest.mark.parametrize("alpha", [1.0, 0.5, -0.5])
+@pytest.mark.parametrize("gain", [2.0, -2.0, 0.0, None])
+def test_a_normalised_potential_goes_into_the_threshold(gain: float | None, alpha: float, fires_at: str) -> None:
+    build = Exact()
+    norm = exact_comparison(build) if gain is None else exact_comparison(build, (gain,))
+    x = build.neuron("sn0", build.square("conv", "input"), alpha=0.5)
+    x = build.neuron("sn", build.square("conv2", x), alpha=alpha, beta=0.5, v_reset=-0.25, fires_at=fires_at, **norm)
+    after = neuron(check(build, build.graph(x)), "sn")
+    assert not after.normalised
+    assert after.fires_at == fires_at
+    np.testing.assert_array_equal(after.trained_alpha, alpha)
+    if gain == 2.0:
+        threshold = (1.0 - (norm["norm_bias"] - 2.0 * norm["norm_mean"])) / 2.0
+        np.testing.assert_array_equal(after.v_threshold, threshold)
+
+
+def test_a_gain_of_zero_fires_always_or_never() -> None:
+    """Also where what is compared is the threshold itself, and fires or not by the rule."""
+    for fires_at, expected in (("ge", [0.0, 1.0, 1.0, 1.0]), ("gt", [0.0, 0.0, 1.0, 1.0])):
+        build = Exact()
+        bias = np.array([0.5, 1.0, 1.5, 3.0]).reshape(CHANNELS, 1, 1)
+        norm = {"norm_gain": frozen(np.zeros((CHANNELS, 1, 1))), "norm_bias": frozen(bias)}
+        sn = build.neuron("sn", build.square("conv", "input"), beta=0.5, v_reset=-0.5, fires_at=fires_at, **norm)
+        graph = build.finish(build.square("read", sn))
+        for form in (graph, fold(graph)):
+            spikes = simulate(form, build.batch()).spikes["sn"].unpack()
+            np.testing.assert_array_equal(spikes.mean(axis=(0, 1, 3, 4)), expected)
+
+
+def test_a_normalisation_and_a_subtracting_reset_are_refused_together() -> None:
+    build = Exact()
+    sn = build.neuron("sn", "input", reset="subtract", norm_gain=frozen(2.0))
+    with pytest.raises(DalifError, match=r"node 'sn' .*only a hard reset is defined beside it") as refused:
+        build.graph(sn)
+    assert refused.value.code is Code.BAD_GRAPH
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.0])
+def test_a_state_that_starts_elsewhere_cannot_be_mirrored_and_is_refused(gain: float) -> None:
+    build = Exact()
+    state = (StateVariable("membrane", 0.5),)
+    graph = build.graph(build.neuron("sn", "input", alpha=1.0, state=state, norm_gain=frozen(gain)))
+    with pytest.raises(DalifError, match=r"node 'sn' .*cannot be mirrored") as refused:
+        fold(graph)
+    assert refused.value.code is Code.BAD_GRAPH
+
+
 # --- random graphs
 
 Choose = Callable[[Sequence[Any]], Any]
@@ -929,7 +1066,7 @@ def random_graph(choose: Choose, seed: int) -> tuple[Exact, SpikingGraph]:
     names = ["input"]
     alphas = [1.0, 0.5, -0.5, -1.0, 2.0, 0.0]
     for number in range(choose([3, 6, 10])):
-        kind = choose(["conv", "conv", "bn", "scale", "plus", "pool", "neuron", "neuron"])
+        kind = choose(["conv", "conv", "bn", "scale", "plus", "concat", "pool", "neuron", "neuron"])
         name = f"{kind}{number}"
         edge = Edge(choose(names), choose([0, 0, 0, 1]))
         node: Node
@@ -947,6 +1084,12 @@ def random_graph(choose: Choose, seed: int) -> tuple[Exact, SpikingGraph]:
             node = Scale(name=name, inputs=(edge,), factor=frozen(factor), offset=frozen(choose([0.0, 0.25])))
         elif kind == "plus":
             node = Add(name=name, inputs=(edge, Edge(choose(names)), Edge(choose(names))))
+        elif kind == "concat":
+            both = build.add(Concat(name=name, inputs=(edge, Edge(choose(names)))))
+            if choose([True, False]):
+                both = build.exact_norm(f"{name}.bn", both, channels=2 * CHANNELS)
+            names.append(build.conv(f"{name}.conv", both, (2 * CHANNELS, CHANNELS), kernel=1, padding=0))
+            continue
         elif kind == "pool":
             size, padding = choose([(1, 0), (3, 1)])
             if size == 3:  # a ninth is no power of two: a maximum in its place
@@ -962,6 +1105,8 @@ def random_graph(choose: Choose, seed: int) -> tuple[Exact, SpikingGraph]:
                 leak_target=frozen(choose([0.0, 0.0, 0.25])), reset=choose(["hard", "hard", "subtract"]),
                 fires_at=choose(["ge", "ge", "gt"]),
             )  # fmt: skip
+            if node.reset == "hard" and choose([True, False]):
+                node = replace(node, **exact_comparison(build))
         names.append(build.add(node))
     ends = names[-2:] if choose([True, False]) else names[1:]
     return build, build.finish(build.plus("ends", *ends), timesteps=4, mode=choose(["mean", "last", "max"]))
@@ -990,14 +1135,15 @@ def test_random_graphs_fire_as_before(data: st.DataObject, seed: int) -> None:
 def test_the_random_graphs_meet_every_rule_and_fire() -> None:
     lines = ""
     rates: list[float] = []
-    for seed in range(60):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         build, graph = random_graph(lambda options, rng=rng: options[rng.integers(len(options))], seed)  # type: ignore[misc]
         lines += history(fold(graph)) + "\n"
         rates += [train.count() / train.neuron_steps for train in simulate(graph, build.batch()).spikes.values()]
     for phrase in (
         "folded into the weights of", "folded into a copy of", "kept as a scale", "folded into the factor of",
-        "alpha is 0", "folded into threshold and reset\n", "its sign into the branches", "average pool to sum pool",
+        "alpha is 0", "folded into threshold and reset\n", "folded through", " mirrored", " constant",
+        "its sign into the branches", "average pool to sum pool",
     ):  # fmt: skip
         assert phrase in lines, phrase
     assert np.mean([0.0 < rate < 1.0 for rate in rates]) > 0.5

@@ -25,6 +25,7 @@ from dalif_deploy.nodes import (
     Array,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Edge,
     Flatten,
@@ -60,7 +61,7 @@ class RandomGraph:
     def build(self) -> SpikingGraph:
         self._layer()
         for _ in range(self.choose([0, 1, 2])):
-            self.choose([self._layer, self._pool, self._residual, self._recurrence, self._scaled])()
+            self.choose([self._layer, self._pool, self._residual, self._recurrence, self._scaled, self._joined])()
         self._to_vector()
         if self.choose([True, False]):
             self._linear(6)
@@ -99,6 +100,11 @@ class RandomGraph:
             v_threshold=self._per_channel([1.0, 0.5]), v_reset=frozen(self.choose([0.0, 0.0, -0.5])),
             reset=self.choose(["hard", "hard", "subtract"]), fires_at=self.choose(["ge", "ge", "gt"]),
         )  # fmt: skip
+        if neuron.reset == "hard" and self.choose([True, False, False]):
+            neuron = replace(
+                neuron, norm_gain=self._per_channel([0.5, 2.0, -1.0, 0.0]), norm_mean=self._per_channel([0.0, 0.25]),
+                norm_bias=self._per_channel([0.0, 0.5, 1.0]),
+            )  # fmt: skip
         self.at = self._add(neuron)
 
     def _norm(self) -> None:
@@ -178,6 +184,18 @@ class RandomGraph:
         self.at = self._add(Add(name=self._name("add"), inputs=(Edge(scale.name), Edge(before))))
         self._neuron()
 
+    def _joined(self) -> None:
+        """Channels of a source and of what a layer makes of it, of currents or of spikes, normalised or not."""
+        before, channels = self.at, self.shape[0]
+        self._conv(channels, keep=True)
+        if self.choose([True, False]):
+            self._neuron()
+        self.at = self._add(Concat(name=self._name("concat"), inputs=(Edge(self.at), Edge(before))))
+        self.shape = (2 * channels, *self.shape[1:])
+        if self.choose([True, False]):
+            self._norm()
+        self._neuron()
+
     def _to_vector(self) -> None:
         self.at = self._add(Flatten(name=self._name("flatten"), inputs=(Edge(self.at),)))
         self.shape = (int(np.prod(self.shape)),)
@@ -226,7 +244,7 @@ def test_the_random_networks_are_not_silent() -> None:
         graph = network.build()
         met |= {type(node).__name__ for node in graph.nodes}
         rates.extend(_check(graph, network.batch()).values())
-    assert {"Scale", "Add", "AvgPool2d", "SumPool2d", "MaxPool2d", "BatchNorm"} <= met
+    assert {"Scale", "Add", "AvgPool2d", "SumPool2d", "MaxPool2d", "BatchNorm", "Concat"} <= met
     assert np.mean([0.02 <= rate <= 0.6 for rate in rates]) > 0.7
 
 

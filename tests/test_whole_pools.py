@@ -55,9 +55,17 @@ def test_every_spike_stays_and_no_average_is_left(pool: dict[str, object]) -> No
     assert [node.name for node in changed.nodes if isinstance(node, Scale)] == ["pool.mean", "pool2.mean"]
 
 
-def test_windows_that_hang_over_stay_averages() -> None:
+def test_windows_that_hang_over_become_a_sum_and_a_scale_for_each_place() -> None:
     graph = network(kernel=(5, 5), stride=(2, 2), ceil_mode=True, count_include_pad=False)
-    assert isinstance(whole_pools(graph)["pool"], AvgPool2d)
+    changed = whole_pools(graph)
+    scale = changed["pool"]
+    assert isinstance(scale, Scale)
+    assert isinstance(changed["pool.total"], SumPool2d)
+    # 12 places in windows of 5 at stride 2: the last one holds 4.
+    np.testing.assert_array_equal(1 / scale.factor[-1], [20.0] * 4 + [16.0])
+    before, after = simulate(graph, BATCH), simulate(changed, BATCH)
+    for name, train in before.spikes.items():
+        assert not train.differing(after.spikes[name]).any(), name
 
 
 def test_a_graph_without_average_pools_is_returned_as_it_is() -> None:

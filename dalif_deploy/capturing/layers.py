@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from dalif_deploy.capturing.arithmetic import affine
 from dalif_deploy.capturing.call import Call, Result, reshaped, second
-from dalif_deploy.capturing.values import Const, Op
+from dalif_deploy.capturing.values import Const, Op, Val
 from dalif_deploy.errors import Code
 
 
@@ -95,8 +96,10 @@ def pool(call: Call) -> Result:
     stride = _pair(call.arg(2, "stride") or kernel)
     padding = _pair(call.arg(3, "padding", 0))
     if call.name == "avg_pool2d":
-        if call.arg(6, "divisor_override") is not None:
-            raise call.refuse("divisor_override is not supported; scale after the pool")
+        if (divisor := call.arg(6, "divisor_override")) is not None:  # the sum of a window, divided by this
+            attrs = [kernel, stride, padding, bool(call.arg(4, "ceil_mode", False))]
+            total = call.op("sum_pool", [x], call.shape(), [], attrs)
+            return Val((affine(call, total.node, factor=1.0 / int(divisor)),))
         attrs = [kernel, stride, padding, bool(call.arg(4, "ceil_mode", False)), bool(call.arg(5, "", True))]
         return call.op("avg_pool", [x], call.shape(), [], attrs)
     if _pair(call.arg(4, "dilation", 1)) != (1, 1):

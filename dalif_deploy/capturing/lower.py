@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dalif_deploy.capturing.neurons import NeuronParameters, fit
+from dalif_deploy.capturing.normalisation import with_normalisation
 from dalif_deploy.capturing.rollback import Rolled
 from dalif_deploy.capturing.values import Const, Op
 from dalif_deploy.encoding import Encoding
@@ -19,6 +20,7 @@ from dalif_deploy.nodes import (
     Array,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Edge,
     Flatten,
@@ -32,6 +34,7 @@ from dalif_deploy.nodes import (
     Scale,
     SumPool2d,
     TensorKind,
+    Zeros,
     frozen,
 )
 
@@ -47,6 +50,9 @@ _SUFFIXES = {
     "avg_pool": "avgpool",
     "max_pool": "maxpool",
     "sum_pool": "sumpool",
+    "concat": "concat",
+    "zeros": "zeros",
+    "pad": "pad",
 }
 
 
@@ -192,7 +198,7 @@ class _Lowering:
             key: fit(name, key, getattr(p, key), op.shape, p.aligned)
             for key in ("alpha", "beta", "v_threshold", "v_reset", "leak_target")
         }
-        return Neuron(
+        neuron = Neuron(
             name=name,
             inputs=edges,
             reset=p.reset,
@@ -205,6 +211,12 @@ class _Lowering:
             activation=p.activation,
             **values,
         )
+        if p.norm is None:
+            return neuron
+        before, neuron = with_normalisation(neuron, p.norm, p.norm_of, op.shape, self.fresh(f"{name}.norm"))
+        if before is not None:
+            self.nodes.append(before)
+        return neuron
 
 
 def _count_readers(rolled: Rolled) -> dict[int, int]:
@@ -304,6 +316,24 @@ def _flatten(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
     return Flatten(name=name, inputs=edges)
 
 
+def _concat(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
+    return Concat(name=name, inputs=edges)
+
+
+def _zeros(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
+    return Zeros(name=name, shape=op.shape)
+
+
+def _pad(op: Op, name: str, edges: tuple[Edge, ...]) -> Node:
+    """Zeros around a map that no convolution takes in: each channel moved by a kernel with a single 1."""
+    left, right, top, bottom = op.attrs[0]
+    channels = op.shape[0]
+    weight = np.zeros((channels, 1, 1 + abs(top - bottom), 1 + abs(left - right)))
+    weight[:, :, max(bottom - top, 0), max(right - left, 0)] = 1.0
+    padding = (max(top, bottom), max(left, right))
+    return Conv2d(name=name, inputs=edges, weight=frozen(weight), padding=padding, groups=channels)
+
+
 def _array(const: Const | None) -> Array:
     assert const is not None
     return const.array()
@@ -317,4 +347,7 @@ _LAYERS: Mapping[str, Callable[[Op, str, tuple[Edge, ...]], Node]] = {
     "max_pool": _max_pool,
     "sum_pool": _sum_pool,
     "reshape": _flatten,
+    "concat": _concat,
+    "zeros": _zeros,
+    "pad": _pad,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
@@ -14,13 +14,14 @@ from dalif_deploy.capturing.attempts import Attempts, Recorded, root_site
 from dalif_deploy.capturing.checks import check_arguments, check_module, example_tensor, place, unwrapped
 from dalif_deploy.capturing.lower import lower
 from dalif_deploy.capturing.neurons import read_parameters, reader_of
+from dalif_deploy.capturing.normalisation import received
 from dalif_deploy.capturing.rollback import LAYOUTS, Layout
 from dalif_deploy.capturing.runner import Form, Runner
 from dalif_deploy.capturing.state import as_found
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import ReadoutMode
+from dalif_deploy.nodes import Node, ReadoutMode
 from dalif_deploy.recording import Recording
 
 
@@ -39,6 +40,8 @@ class CapturedModule:
     time_first: bool
     _runner: Runner = field(repr=False)
     before_reset: frozenset[str] = frozenset()
+    before: Mapping[str, Node] = field(default_factory=dict)
+    """By layer, the node that stands for what a neuron module does to its input first."""
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """The user's own module in its own dtype: spikes by layer, logits [B, K]; the module is left as found.
@@ -53,13 +56,14 @@ class CapturedModule:
         return self._runner.run(self.graph.input_spec.module_input(batch), float64=True)
 
     def currents(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
-        """What every neuron layer receives, by name, float64 [B, T, *shape].
+        """What every neuron layer receives, by name, float64 [B, T, *shape]; after what its module does to it first.
 
         The module's own code, evaluated in float64; gains and weights are the values it holds, so a float32
         tanh stays what it is. Raises as `run`, and CAPTURE_REFUSED where the module writes float64 in place
         into float32.
         """
-        return self._runner.currents(self.graph.input_spec.module_input(batch))
+        heard = self._runner.currents(self.graph.input_spec.module_input(batch))
+        return {name: received(current, self.before.get(name)) for name, current in heard.items()}
 
     def membranes(self, batch: NDArray[np.generic]) -> dict[str, NDArray[np.float64]]:
         """Every neuron's potential H[t] after the reset, float64 [B, T, *shape], evaluated as `currents`; V[t]
@@ -158,7 +162,12 @@ def capture_module(
         dtype=dtype,
     )
     before_reset = frozenset(layer for layer in layers if not parameters[recorded.modules[layer]].membrane)
-    return CapturedModule(graph, kind, tuple(notes), time_first, runner, before_reset)
+    before = {
+        layer: graph[graph[layer].inputs[0].source]
+        for layer in layers
+        if (p := parameters[recorded.modules[layer]]).norm is not None and p.norm_of != "comparison"
+    }
+    return CapturedModule(graph, kind, tuple(notes), time_first, runner, before_reset, before)
 
 
 def _mode(

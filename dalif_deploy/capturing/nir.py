@@ -16,10 +16,11 @@ from typing import Any
 import nir
 import numpy as np
 
+from dalif_deploy.capturing.nir_pools import ANY, max_pool_of
 from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.metadata import FileMetadata, LayerMetadata
+from dalif_deploy.metadata import FileMetadata, LayerMetadata, class_names_of
 from dalif_deploy.nir_io import open_nir
 from dalif_deploy.nir_neurons import beta_of, resistance_of, scale_of, tau_of, threshold_of, v_threshold_of
 from dalif_deploy.nodes import (
@@ -49,14 +50,21 @@ def read_nir(path: str | Path) -> SpikingGraph:
     """
     file, metadata = open_nir(path)
     reading = _Reading(str(path), file, metadata)
-    return SpikingGraph(
-        reading.nodes(),
-        output=reading.output,
-        timesteps=metadata.input.timesteps,
-        encoding=metadata.input.encoding,
-        class_names=metadata.class_names,
-        history=metadata.fold_log,
-    )
+    nodes = reading.nodes()
+    try:
+        graph = SpikingGraph(
+            nodes,
+            output=reading.output,
+            timesteps=metadata.input.timesteps,
+            encoding=metadata.input.encoding,
+            class_names=metadata.class_names,
+            history=metadata.fold_log,
+        )
+        class_names_of(graph.class_names, math.prod(graph.types[graph.output].shape))
+    except DalifError as error:
+        code = Code.NOT_FINITE if error.code is Code.NOT_FINITE else Code.FILE_DAMAGED
+        raise DalifError(code, f"{path}: {error.message}; export it again") from error
+    return graph
 
 
 class _Reading:
@@ -77,9 +85,12 @@ class _Reading:
     def nodes(self) -> list[Node]:
         """The graph's nodes. HDF5 sorts names; the order of the edges is the one that was written."""
         order = dict.fromkeys(target for _, target in self.file.edges)
+        counts = {source for name in self.file.nodes if self._is_gate(name) for source in self.sources[name]}
         found: list[Node] = []
         for name in [*(name for name in self.file.nodes if name not in order), *order]:
-            sources = self.sources[name]
+            if name in counts:  # part of a maximum, which is read with its neuron
+                continue
+            sources = self.sources[self._count(name) if self._is_gate(name) else name]
             inputs = tuple(Edge(source) for source in sources)
             if len(sources) > 1:
                 total = f"{name}.sum"
@@ -89,6 +100,36 @@ class _Reading:
                 inputs = (Edge(total),)
             found.append(self._node(name, self.file.nodes[name], inputs))
         return found
+
+    def _is_gate(self, name: str) -> bool:
+        """Whether a neuron is no layer of the network, but says whether any spike of a window is there."""
+        return isinstance(self.file.nodes[name], nir.LIF | nir.IF) and name not in self.layers
+
+    def _count(self, gate: str) -> str:
+        """The node that sums up a window for `gate`."""
+        sources = self.sources[gate]
+        if len(sources) != 1 or sum(sources[0] == source for source, _ in self.file.edges) != 1:
+            raise self._damaged(f"node '{gate}' is a neuron that its metadata does not know")
+        return sources[0]
+
+    def _maximum(self, name: str, gate: nir.LIF | nir.IF, inputs: tuple[Edge, ...]) -> Node:
+        count = self._count(name)
+        shape = tuple(int(n) for n in np.shape(gate.v_threshold))
+        half = threshold_of(np.full(shape, ANY), np.ones(shape), "ge", self.dialect)
+        fires_at_any = np.array_equal(np.asarray(gate.v_threshold, dtype=np.float64), half) and not np.any(gate.v_reset)
+        leaks = isinstance(gate, nir.LIF) and np.any(beta_of(gate.tau, self.dt) != 1.0)
+        before = tuple(int(n) for n in self._shape(self.sources[count][0])) if self.sources[count] else ()
+        pool = None
+        if fires_at_any and not leaks and len(before) == len(shape) == 3 and len(inputs) == 1:
+            pool = max_pool_of(name, inputs[0], self.file.nodes[count], before, shape)
+        if pool is None:
+            raise self._damaged(f"node '{name}' is a neuron that its metadata does not know")
+        return pool
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of what a node gives, as nir inferred it."""
+        found = self.file.nodes[name].output_type or {}
+        return tuple(np.asarray(found.get("output", ())).reshape(-1).tolist())
 
     def _dt(self) -> float:
         try:
@@ -136,6 +177,8 @@ class _Reading:
                     raise self._damaged(f"node '{name}' (Flatten) does not flatten all axes")
                 return Flatten(name=name, inputs=inputs)
             case nir.LIF() | nir.IF():
+                if self._is_gate(name):
+                    return self._maximum(name, node, inputs)
                 return self._neuron(node, self.layers[name], inputs)
             case _:
                 raise DalifError(
@@ -151,8 +194,10 @@ class _Reading:
             beta = frozen(np.ones(claimed.shape if np.all(claimed == 1.0) else ()))
         else:
             tau = np.asarray(node.tau, dtype=np.float64)
-            if np.any(tau <= 0.0) or np.any(node.v_leak):
-                raise self._damaged(f"node '{layer.name}' (LIF) has a tau or v_leak that no dialect has")
+            if np.any(tau <= 0.0):
+                raise self._damaged(f"node '{layer.name}' (LIF) has a tau of {tau.min():g}, which is no length of time")
+            if np.any(node.v_leak):
+                raise self._damaged(f"node '{layer.name}' (LIF) has a v_leak that is not 0, which no dialect has")
             beta = self._recovered(
                 layer, "beta", tau, lambda b: tau_of(b, dialect, self.dt), lambda t: beta_of(t, self.dt)
             )
@@ -160,7 +205,7 @@ class _Reading:
         if np.any(np.asarray(node.r) != r):
             raise self._damaged(f"node '{layer.name}' has another r than the dialect {dialect.name} gives it")
         leaks = np.broadcast_to(beta, layer.shape)
-        if isinstance(node, nir.LIF) and np.any(leaks == 1.0) and dialect.potential == "scaled":
+        if isinstance(node, nir.LIF) and np.all(leaks == 1.0) and dialect.potential == "scaled":
             raise self._damaged(f"node '{layer.name}' (LIF) does not leak, and so is no LIF")
         rule = layer.fires_at
         threshold = self._recovered(

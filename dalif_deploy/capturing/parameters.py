@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 import torch
 
+from dalif_deploy.capturing.normalisation import Normalisation, NormOf
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import (
     UNKNOWN_RESETS,
@@ -40,6 +41,9 @@ class NeuronParameters:
     it before, V; where the state is returned, its field of that name, or the only tensor in it. With either, the
     proof of a capture compares potentials too, and a leak that is slightly wrong is found even where it changes no
     spike.
+    `norm`: a torch BatchNorm that is part of the neuron, and `norm_of` what it normalises: "input",
+    V = beta H + alpha norm(X); "potential", V = norm(beta H + alpha X), compared and carried on; or "comparison",
+    where V is carried on and norm(V) compared with the threshold.
     Raises `DalifError` (BAD_OPTION, NOT_FINITE).
     """
 
@@ -59,6 +63,8 @@ class NeuronParameters:
     membrane: str | None = None
     potential: str | None = None
     aligned: Alignment = "channels"
+    norm: Any = None
+    norm_of: NormOf = "comparison"
 
     def __post_init__(self) -> None:
         for key in _ARRAYS:
@@ -71,6 +77,13 @@ class NeuronParameters:
                 names = [repr(name) for name in get_args(rule)]
                 choice = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
                 raise DalifError(Code.BAD_OPTION, f"NeuronParameters: {key}={getattr(self, key)!r}; give {choice}")
+        if self.norm_of not in get_args(NormOf):
+            raise DalifError(
+                Code.BAD_OPTION,
+                f"NeuronParameters: norm_of={self.norm_of!r}; give 'input', 'potential' or 'comparison'",
+            )
+        if self.norm is not None and not isinstance(self.norm, Normalisation):
+            object.__setattr__(self, "norm", Normalisation.of(self.norm))
         if (self.reset, self.reset_timing) in UNKNOWN_RESETS:
             raise DalifError(
                 Code.BAD_OPTION, f"NeuronParameters: there is no reset={self.reset!r} with {self.reset_timing!r} timing"

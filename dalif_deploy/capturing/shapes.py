@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from dalif_deploy.capturing import joins
 from dalif_deploy.capturing.call import Call, Result, reshaped, second
 from dalif_deploy.capturing.values import Fold, Op, Val
 from dalif_deploy.errors import Code
@@ -134,6 +135,8 @@ def take_slice(call: Call) -> Result:
             return _folded(val.nodes[start // batch : end // batch])
         if val.fold == "BT" and step == timesteps and start < timesteps and len(call.out) == batch:
             return Val((val.nodes[start],))
+    if start == 0 and end == size and (every := joins.every(call, val, dim, step)) is not None:
+        return every
     raise call.refuse("takes a slice of a feature map or of the batch; " + _TIMESTEPS_ONLY)
 
 
@@ -233,7 +236,7 @@ def cat(call: Call) -> Result:
     if dim == 0 and all(val is not None and (val.d is None or val.fold == "TB") for val in vals):
         return _folded([node for val in vals if val is not None for node in val.nodes])
     if any(val is None or val.axis != dim for val in vals):
-        raise call.refuse("joins feature maps or batches; only timesteps can be joined")
+        return joins.channels(call, vals, dim)
     return Val(tuple(node for val in vals if val is not None for node in val.nodes), dim)
 
 
@@ -257,6 +260,8 @@ def over_time(call: Call) -> Result:
 def pad(call: Call) -> Result:
     """Zeros around a feature map, as padding='same' makes for even kernels; a convolution takes them in."""
     x, sizes = call.node(), [int(n) for n in call.args[1]]
+    if len(sizes) == 2 * len(x.shape):
+        return joins.pad(call)
     if call.arg(2, "value", 0) != 0 or len(sizes) not in (2, 4) or len(x.shape) != 3 or min(sizes) < 0:
         raise call.refuse("pads with other values than zero, or other axes than height and width; only zeros around "
                           "the map are supported")  # fmt: skip

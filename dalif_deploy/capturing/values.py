@@ -55,8 +55,8 @@ class Op:
 
     Kinds: input (attrs: the timestep or None), neuron (attrs: layer, timestep), state (attrs: layer, which,
     timestep: a potential that left its neuron), conv, linear, batch_norm, affine (consts: factor, offset), add,
-    pad (attrs: left, right, top, bottom; in front of a conv only), reshape, avg_pool, max_pool, sum_pool, mean_of,
-    sum_of, max_of, and "unsupported" for a second output that nobody should read.
+    pad (attrs: left, right, top, bottom; in front of a conv only), reshape, avg_pool, max_pool, sum_pool, concat,
+    zeros, mean_of, sum_of, max_of, and "unsupported" for a second output that nobody should read.
     """
 
     kind: str

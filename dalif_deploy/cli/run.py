@@ -47,7 +47,8 @@ def command(
     Exit status: 0 it ran; 1 the runtime cannot run this exactly; 2 unusable input.
     """
     from dalif_deploy.deploy import read_data
-    from dalif_deploy.deploy.files import check_output
+    from dalif_deploy.deploy.data import rounded_inputs
+    from dalif_deploy.deploy.files import check_output, check_suffix
     from dalif_deploy.deploy.running import open_for_run, summarised, write_results
     from dalif_deploy.report.terminal import print_run
 
@@ -57,13 +58,14 @@ def command(
         raise click.UsageError("--spikes needs -o OUT.npz, where the spikes go")
     if output is not None:
         check_output(output, model=model, force=force, data=data)
+        check_suffix(output, ".npz", what="dalif-run -o", strict=True)
     inputs = read_data(data)
     opened = open_for_run(model, runtime=runtime, options=options, data=inputs)
     result = summarised(opened, inputs, keep_spikes=spikes, progress=talk.progress)
     if output is not None:
         write_results(result, output)
     # After the work, so that a refusal is the only line.
-    for note in (*opened.notes, f"runtime: {opened.runtime.description}"):
+    for note in (*rounded_inputs(inputs), *opened.notes, f"runtime: {opened.runtime.description}"):
         talk.note(note)
     if as_json:
         click.echo(json.dumps(result.as_json(output)))

@@ -135,8 +135,8 @@ def check(
         at_nodes = [replace(_refused(refusal), name=name) for name, refusal in found.places.items()]
         placed = set(found.places.values())
         findings = [*at_nodes, *(_refused(refusal) for refusal in found.refusals if refusal not in placed)]
-        if not findings:  # captured, but not proved
-            findings = [_attributed(refused, found.graph)]
+        if refused.code not in {finding.code for finding in findings}:  # such as captured, but not proved
+            findings.append(_attributed(refused, found.graph))
         if found.graph is None:
             return result(None, [*findings, *_not_reached(module, findings)])
         rows = _merged(findings, conversion.judged(found.graph, export_error=None))

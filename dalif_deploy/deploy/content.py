@@ -12,7 +12,7 @@ from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import Format
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import frozen
-from dalif_deploy.passes import fold_encoding, snap, whole_pools
+from dalif_deploy.passes import exact_form, snap
 from dalif_deploy.runtimes.events import EventsRuntime
 from dalif_deploy.runtimes.protocol import Runtime
 
@@ -63,7 +63,7 @@ def content_of(folded: SpikingGraph, precision: str) -> Content:
     if precision not in ("exact", "exact64"):
         raise DalifError(Code.BAD_OPTION, f"--precision {precision}: give {', '.join(get_args(Precision))}")
     exact: Literal["exact", "exact64"] = "exact" if precision == "exact" else "exact64"
-    judged = fold_encoding(whole_pools(folded))
+    judged = exact_form(folded)
     snapped, lattices = snap(judged, exact)
     spacing = {name: frozen(np.exp2(-lattice.exponents.astype(np.float64))) for name, lattice in lattices.items()}
     notes = tuple(f"{name}: {lattice.form}" for name, lattice in lattices.items())

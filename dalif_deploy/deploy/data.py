@@ -76,7 +76,7 @@ def read_data(path: Path) -> Data:
 
 def _read(path: Path, loaded: Any) -> Data:
     if isinstance(loaded, np.ndarray):
-        return _checked(path, loaded, None)
+        return _checked(path, loaded, None, Data(loaded, None, path.name, path))
     with loaded:
         if "inputs" not in loaded:
             names = ", ".join(loaded.files[:8]) or "nothing"
@@ -84,25 +84,99 @@ def _read(path: Path, loaded: Any) -> Data:
             raise DalifError(
                 Code.BAD_DATA, f"{path}: has no array `inputs`, but {names}{more}; save the data under that name"
             )
-        return _checked(path, loaded["inputs"], loaded.get("labels"))
-
-
-def _checked(path: Path, inputs: NDArray[np.generic], labels: NDArray[np.generic] | None) -> Data:
+        inputs, labels = loaded["inputs"], loaded.get("labels")
     for name, array in (("inputs", inputs), ("labels", labels)):
         if array is not None and not isinstance(array, np.ndarray):  # an .npz may hold other files than arrays
             raise DalifError(Code.BAD_DATA, f"{path}: `{name}` is no NumPy array; save it with numpy.savez")
+    return _checked(path, inputs, labels, Data(inputs, None, path.name, path))
+
+
+def _checked(
+    path: Path | str, inputs: NDArray[np.generic], labels: NDArray[np.generic] | None, given: Data
+) -> Data:  # fmt: skip
     if inputs.ndim < 2 or not len(inputs):
         raise DalifError(
             Code.BAD_DATA, f"{path}: `inputs` of shape {list(inputs.shape)}; [N, ...] with N >= 1 is needed"
         )
     if labels is None:
-        return Data(inputs, None, path.name, path)
+        return Data(inputs, None, given.origin, given.path)
     if labels.shape != (len(inputs),) or not np.issubdtype(labels.dtype, np.integer):
         raise DalifError(
             Code.BAD_DATA,
             f"{path}: `labels` are {labels.dtype} {list(labels.shape)}; whole numbers [{len(inputs)}] are needed",
         )
-    return Data(inputs, labels, path.name, path)  # type: ignore[arg-type]  # issubdtype above
+    return Data(inputs, labels, given.origin, given.path)  # type: ignore[arg-type]  # issubdtype above
+
+
+def as_array(values: Any, name: str) -> NDArray[np.generic]:
+    """Numbers given in Python as an array: an array, a tensor (detached, from wherever it is), or whatever else
+    `numpy.asarray` takes. `name`: the argument's, for errors. Raises `DalifError` (BAD_DATA)."""
+    if isinstance(values, str | Path):
+        raise DalifError(Code.BAD_DATA, f"{name} = {str(values)!r}: give numbers; read_data(path) reads a file's")
+    try:
+        if hasattr(values, "detach"):
+            values = values.detach().cpu()
+            values = values.float() if str(values.dtype) == "torch.bfloat16" else values  # NumPy has no such type
+        found = np.asarray(values)
+    except Exception as error:  # lists of different lengths, tensors without numbers, anybody's __array__
+        raise DalifError(
+            Code.BAD_DATA,
+            f"{name} of type {type(values).__name__}: no array of numbers ({type(error).__name__}: {error})",
+        ) from error
+    if found.dtype.kind not in "biuf":
+        raise DalifError(Code.BAD_DATA, f"{name} of type {type(values).__name__} ({found.dtype}): numbers are needed")
+    return found
+
+
+def as_data(data: Any) -> Data:
+    """`Data` as it is, its arrays checked; anything that `as_array` takes as inputs without labels.
+
+    Raises `DalifError` (BAD_DATA).
+    """
+    given = data if isinstance(data, Data) else Data(data, None, "the given data")
+    inputs = as_array(given.inputs, "data")
+    labels = None if given.labels is None else as_array(given.labels, "labels")
+    return _checked(given.path or "data", inputs, labels, given)
+
+
+def check_labels(data: Data, classes: int) -> None:
+    """Raises `DalifError` (BAD_DATA) where a label is none of the model's `classes`, naming the first."""
+    if data.labels is None:
+        return
+    beyond = np.flatnonzero((data.labels < 0) | (data.labels >= classes))
+    if len(beyond):
+        raise DalifError(
+            Code.BAD_DATA,
+            f"{data.path or 'data'}: labels[{beyond[0]}] is {data.labels[beyond[0]]}, and the model's classes are 0 to "
+            f"{classes - 1}; {len(beyond)} of {len(data.labels)} labels are none of them",
+        )
+
+
+def check_samples(samples: Any) -> None:
+    """Raises `DalifError` (BAD_OPTION) for what is neither None nor a whole number of at least 1."""
+    whole = isinstance(samples, int | np.integer) and not isinstance(samples, bool)
+    if samples is not None and not (whole and samples >= 1):
+        raise DalifError(Code.BAD_OPTION, f"samples = {samples!r}: give a whole number of at least 1")
+
+
+def rounded_inputs(data: Data) -> tuple[str, ...]:
+    """One line where inputs have more digits than float32, to which everything rounds them before it runs."""
+    if data.inputs.dtype.kind != "f" or data.inputs.dtype.itemsize <= 4:
+        return ()
+    count, largest = 0, 0.0
+    for batch in data.batches():
+        with np.errstate(all="ignore"):  # what float32 cannot hold at all is refused elsewhere
+            wide = batch.astype(np.float64)
+            gap, size = np.abs(batch.astype(np.float32) - wide), np.abs(wide)
+            count += int(np.count_nonzero(gap))
+            largest = max(largest, float(np.max(np.divide(gap, size, out=np.zeros_like(gap), where=size > 0))))
+    if not count:
+        return ()
+    return (
+        f"{data.path or 'data'}: {count:,} of {data.inputs.size:,} {data.inputs.dtype} inputs are not numbers of "
+        f"float32; they are rounded to it, by up to {largest:.2g} of their size, before anything runs, the reference "
+        "included",
+    )
 
 
 def seeded_data(spec: InputSpec, samples: int) -> Data:

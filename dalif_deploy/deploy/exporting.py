@@ -6,19 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from dalif_deploy import __version__
+from dalif_deploy.contents import TOOL, Compared
 from dalif_deploy.deploy.content import content_of
-from dalif_deploy.deploy.data import Data, Progress
-from dalif_deploy.deploy.files import check_output, sha256, written_whole
+from dalif_deploy.deploy.data import Data, Progress, as_data, check_samples, rounded_inputs
+from dalif_deploy.deploy.files import check_output, check_suffix, sha256, written_whole
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.proof import prove_folding
 from dalif_deploy.deploy.saving import write_model
 from dalif_deploy.deploy.verifying import verify
-from dalif_deploy.equivalence import RuntimeComparison, Verdict
+from dalif_deploy.equivalence import RuntimeComparison, Verdict, compare_parameters
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import file_format, format_names
 from dalif_deploy.graph import SpikingGraph
@@ -60,7 +58,7 @@ def export(
     *,
     to: str,
     options: LoadOptions | None = None,
-    data: Data | NDArray[np.generic] | None = None,
+    data: Data | Any = None,
     samples: int | None = None,
     verified: bool = True,
     force: bool = False,
@@ -79,13 +77,15 @@ def export(
     Raises `DalifError`: what opening the model raises; UNSUPPORTED_LAYER, TARGET_CANNOT_HOLD, FOLD_MISMATCH,
     EXPORT_DIVERGES (as `DivergentError`), OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
     """
+    check_samples(samples)
     if to not in (known := (*format_names(), "pt")):
         raise DalifError(Code.BAD_OPTION, f"--to {to}: unknown; there are {', '.join(known)}")
-    given = Data(data, None, "the given data") if isinstance(data, np.ndarray) else data
+    given = None if data is None else as_data(data)
     opened = open_model(model, options or LoadOptions(), given)
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
     check_output(target, model=opened.path, force=force, data=None if given is None else given.path)
+    check_suffix(target, suffix, what=f"--to {to}")
     if to == "pt":
         return _to_pt(opened, target, format_options)
     format_ = file_format(to)
@@ -93,10 +93,10 @@ def export(
         raise _no_such_option(to, option)
     if precision != "float32" and "precision" not in format_.options:
         raise DalifError(Code.BAD_OPTION, f"--precision {precision}: {to} files hold float32 only")
-    chosen = given or opened.data(samples)
-    chosen = chosen.first(samples)
+    chosen = opened.data(samples) if given is None else given.first(samples)
+    opened.graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is folded
     folded, _ = prove_folding(opened.graph, chosen.batches())
-    metadata = {"tool": f"dalif_deploy {__version__}"}
+    metadata = {"tool": TOOL}
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
     held = content_of(folded, precision)
@@ -104,15 +104,22 @@ def export(
     verdict = None
     with written_whole(target) as temporary:
         format_.write(content, temporary)
-        back = format_.parameters(format_.read(temporary))
-        _check_read_back(target, format_.parameters(content), back)
+        _check_read_back(target, format_.compared(content, format_.read(temporary)))
         if verified:
             verdict = verify(opened, temporary, data=chosen, progress=progress)
             verdict = _named(verdict, temporary, target)
             if not verdict.passes():
                 raise DivergentError(target, verdict)
         digest = sha256(temporary)
-    notes = dict.fromkeys((*opened.notes, *held.notes, *format_.details(content), *(verdict.notes if verdict else ())))
+    notes = dict.fromkeys(
+        (
+            *rounded_inputs(chosen),
+            *opened.notes,
+            *held.notes,
+            *format_.details(content),
+            *(verdict.notes if verdict else ()),
+        )
+    )
     return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes), precision)
 
 
@@ -141,6 +148,8 @@ def first_difference(verdict: Verdict) -> str:
             if runtime.tensors_differing:
                 difference = runtime.tensors_differing[0]
                 return f"tensor {difference.name} {difference.problem}"
+            if runtime.contents_differing:
+                return str(runtime.contents_differing[0])
     return "see the verdict"
 
 
@@ -165,13 +174,14 @@ def _no_such_option(to: str, option: str) -> DalifError:
     return DalifError(Code.BAD_OPTION, f"{shown} is not for --to {to}; leave it out")
 
 
-def _check_read_back(path: Path, written: Any, back: Any) -> None:
-    from dalif_deploy.equivalence import compare_parameters
-
-    for difference in compare_parameters(written, back):
+def _check_read_back(path: Path, compared: Compared) -> None:
+    tensors = compare_parameters(compared.expected, compared.found)
+    for difference in tensors:
         raise DalifError(
             Code.FAULT, f"{path}: read back, tensor {difference.name} is not what was written: {difference.problem}"
         )
+    for found in compared.differences:
+        raise DalifError(Code.FAULT, f"{path}: read back, it is not what was written: {found}")
 
 
 def _named(verdict: Verdict, temporary: Path, target: Path) -> Verdict:

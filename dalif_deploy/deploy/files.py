@@ -69,6 +69,20 @@ def _check_output(path: Path, inputs: Mapping[str, Path | None], *, force: bool)
         raise DalifError(Code.NO_FOLDER, f"{path}: the folder {folder} cannot be written; choose another with -o")
 
 
+SUFFIXES = frozenset({".onnx", ".nir", ".pt", ".npz", ".npy", ".json", ".txt", ".csv", ".h5", ".safetensors"})
+"""Suffixes that say what a file is."""
+
+
+def check_suffix(path: Path, suffix: str, *, what: str, strict: bool = False) -> None:
+    """Raises `DalifError` (BAD_OPTION) where the name of an output says that it is something else than `what` writes,
+    whose suffix is `suffix`. `strict`: any other suffix does."""
+    given = path.suffix.lower()
+    if given and given != suffix and (strict or given in SUFFIXES):
+        raise DalifError(
+            Code.BAD_OPTION, f"{path}: {what} writes {suffix} files; name it {path.with_suffix(suffix).name}, say"
+        )
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which becomes `path` when the block ends and is removed if it raises."""

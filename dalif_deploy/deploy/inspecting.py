@@ -28,7 +28,7 @@ from dalif_deploy.cost import (
     syops_counts,
 )
 from dalif_deploy.cost.operations import Form
-from dalif_deploy.deploy.data import BATCH, Data, Progress
+from dalif_deploy.deploy.data import BATCH, Data, Progress, as_data
 from dalif_deploy.deploy.exported import ExportedFile, default_runtime, open_exported
 from dalif_deploy.deploy.files import kind_of, sha256
 from dalif_deploy.deploy.inspected import InspectedLayer, Inspection, Kind
@@ -51,7 +51,7 @@ Batch = tuple[NDArray[np.float32], Mapping[str, SpikeTrain]]
 def inspect(
     source: str | Path | torch.nn.Module | SpikingGraph | Model,
     *,
-    data: Data | NDArray[np.generic] | None = None,
+    data: Data | Any = None,
     samples: int | None = None,
     options: LoadOptions | None = None,
     progress: Progress | None = None,
@@ -64,7 +64,7 @@ def inspect(
     are no rates. `samples`: at most so many of them. `options`: how to read the model.
     Raises `DalifError`: what opening the source raises; BAD_OPTION; WRONG_SHAPE, BAD_DATA, NOT_FINITE.
     """
-    given = Data(data, None, "the given data") if isinstance(data, np.ndarray) else data
+    given = None if data is None else as_data(data)
     if samples is not None and samples < 1:
         raise DalifError(Code.BAD_OPTION, f"samples = {samples}: give a whole number from 1")
     given = None if given is None else given.first(samples)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from dalif_deploy import checkpoint
 from dalif_deploy.capturing import CapturedModule, capture_module
 from dalif_deploy.checkpoint import Samples
-from dalif_deploy.deploy.data import Data, seeded_data
+from dalif_deploy.deploy.data import Data, as_array, rounded_inputs, seeded_data
 from dalif_deploy.deploy.files import kind_of, sha256
 from dalif_deploy.deploy.oddities import described, described_folder
 from dalif_deploy.deploy.proof import prove_capture
@@ -24,6 +26,7 @@ from dalif_deploy.encoding import Encoding
 from dalif_deploy.equivalence import Precision
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.metadata import class_names_of
 
 SEEDED_SAMPLES = 16
 
@@ -103,7 +106,7 @@ def open_model(
         return Model(source, "graph")
     if isinstance(source, torch.nn.Module):
         return _from_module(source, options)
-    path = Path(source)
+    path = as_path(source, "the model")
     kind = _kind(path)  # a file that is not there is told before anyone's code runs
     if options.adapter is not None:
         run_adapter(options.adapter)
@@ -186,6 +189,13 @@ def training_graph(module: torch.nn.Module, options: LoadOptions) -> SpikingGrap
     return _with_time_if_needed(options, lambda given: capture_module(module, **_arguments(given)).graph)[0]
 
 
+def as_path(source: Any, name: str) -> Path:
+    """A path given in Python. Raises `DalifError` (BAD_OPTION), calling it `name`."""
+    if not isinstance(source, str | os.PathLike):
+        raise DalifError(Code.BAD_OPTION, f"{name} of type {type(source).__name__}: a path is needed")
+    return Path(source)
+
+
 def captured_model(
     module: torch.nn.Module,
     *,
@@ -194,8 +204,8 @@ def captured_model(
     layout: str | None = None,
     readout: str | None = None,
     temporal: bool | None = None,
-    encoding: Encoding | None = None,
-    class_names: tuple[str, ...] = (),
+    encoding: Encoding | str | None = None,
+    class_names: Sequence[str] = (),
     samples: torch.Tensor | NDArray[np.generic] | None = None,
     proved: bool = True,
 ) -> Model:
@@ -204,26 +214,29 @@ def captured_model(
     `samples`: data, [N, ...] or [N, T, ...], codes where the encoding is uint8; the example input where None.
     `proved`: False leaves out the proof, and with it the samples.
     """
-    encoding = encoding or Encoding()
-    inputs = _array(example_input if samples is None else samples)
-    example = _array(example_input)
+    encoding = _encoding(encoding)
+    names = class_names_of(class_names)
+    example = as_array(example_input, "example_input")
+    inputs = example if samples is None else as_array(samples, "samples")
     if example.dtype == np.uint8 and encoding.kind == "uint8":
         channels = 2 if temporal else 1
         example = encoding.module_input(example, feature_axis=channels)
     captured = capture_module(
         module, example_input=example, timesteps=timesteps, layout=layout, readout=readout, temporal=temporal,
-        encoding=encoding, class_names=class_names,
+        encoding=encoding, class_names=names,
     )  # fmt: skip
     if not proved:
         return Model(captured.graph, captured.layout, captured.notes, captured=captured)
     if captured.time_first and samples is None:
         inputs = np.ascontiguousarray(inputs.swapaxes(0, 1))
     dtype = _dtype(module)
+    class_names_of(names, math.prod(captured.graph.types[captured.graph.output].shape))
     data = Data(inputs, None, "the samples")
     spec = captured.graph.input_spec
     spec.module_input(inputs[:1])  # a wrong shape is told before anything runs
     recording = prove_capture(captured, data.batches(), precision_of(dtype))
-    return Model(captured.graph, captured.layout, captured.notes, Samples(inputs, recording, dtype), captured=captured)
+    notes = (*captured.notes, *rounded_inputs(data))
+    return Model(captured.graph, captured.layout, notes, Samples(inputs, recording, dtype), captured=captured)
 
 
 def _from_module(module: torch.nn.Module, options: LoadOptions) -> Model:
@@ -318,8 +331,15 @@ def _refuse_options(path: Path, options: LoadOptions, *, allowed: tuple[str, ...
             raise DalifError(Code.BAD_OPTION, f"{path}: says this itself; leave out {option}")
 
 
-def _array(values: torch.Tensor | NDArray[np.generic]) -> NDArray[np.generic]:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def _encoding(encoding: Encoding | str | None) -> Encoding:
+    """The encoding, where only its kind is given with the rest at its defaults."""
+    if isinstance(encoding, str):
+        return Encoding(kind=encoding)  # type: ignore[arg-type]  # it refuses other kinds itself
+    if encoding is not None and not isinstance(encoding, Encoding):
+        raise DalifError(
+            Code.BAD_OPTION, f"encoding = {encoding!r}: give an Encoding, or its kind: 'real', 'uint8' or 'spikes'"
+        )
+    return encoding or Encoding()
 
 
 def _dtype(module: torch.nn.Module) -> str:

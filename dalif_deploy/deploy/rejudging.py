@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dalif_deploy.deploy.content import content_of
-from dalif_deploy.deploy.data import Data, Progress
+from dalif_deploy.deploy.data import Data, Progress, as_data
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.results import InputsHash, Results, open_results
 from dalif_deploy.deploy.verifying import verify
@@ -34,7 +34,7 @@ def judge_again(
     path: str | Path,
     model: str | Path | torch.nn.Module | SpikingGraph | Model,
     *,
-    data: Data | NDArray[np.generic] | None = None,
+    data: Data | Any = None,
     options: LoadOptions | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -50,7 +50,7 @@ def judge_again(
         _check_model(results, opened)
         if data is None:
             data = Data(results.inputs(), results.labels(), results.data.origin)
-        chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data).first(results.samples)
+        chosen = as_data(data).first(results.samples)
         _check_data(results, chosen)
         return _judged(results, opened, chosen, progress)
 

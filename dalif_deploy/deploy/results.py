@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from dalif_deploy import __version__
 from dalif_deploy.archive import Archive, ArchiveWriter
 from dalif_deploy.deploy.data import BATCH, Data, Progress
-from dalif_deploy.deploy.files import check_output, sha256, written_whole
+from dalif_deploy.deploy.files import check_output, check_suffix, sha256, written_whole
 from dalif_deploy.deploy.model import Model
 from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Verdict
 from dalif_deploy.equivalence.results import (
@@ -163,7 +163,7 @@ def writing_results(
 
     `others`: files that take part, which it must not be. `keep_inputs`: store the data itself too, so that the spikes
     can be judged again against the model without it.
-    Raises `DalifError`: NO_FOLDER, OUTPUT_EXISTS, OUTPUT_IS_INPUT.
+    Raises `DalifError`: NO_FOLDER, OUTPUT_EXISTS, OUTPUT_IS_INPUT, BAD_OPTION for a name that is not an .npz file's.
     """
     target = Path(path)
     check_output(target, model=model.path, force=force, data=data.path)
@@ -171,6 +171,7 @@ def writing_results(
         raise DalifError(
             Code.OUTPUT_IS_INPUT, f"{path}: the output is one of the files that are verified; give another name with -o"
         )
+    check_suffix(target, ".npz", what="dalif-verify -o", strict=True)
     try:
         folder = tempfile.TemporaryDirectory(prefix=".dalif-", dir=target.parent)
     except OSError as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dalif_deploy.deploy.data import Data, Progress
+from dalif_deploy.deploy.data import Data, Progress, as_data, check_labels
 from dalif_deploy.deploy.exported import default_runtime, is_exported, open_exported
 from dalif_deploy.deploy.files import written_whole
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
@@ -97,6 +97,8 @@ def summarised(opened: Opened, data: Data, *, keep_spikes: bool, progress: Progr
     for batch in data.batches():
         recording = opened.runtime.run(batch)
         logits.append(recording.logits.reshape(len(batch), -1))
+        if not done:
+            check_labels(data, logits[0].shape[1])
         for name, train in recording.spikes.items():
             fired[name] += train.count()
             steps[name] += train.neuron_steps
@@ -132,13 +134,12 @@ def write_results(result: RunResult, path: Path) -> None:
 
 def run(
     model_or_file: str | Path | torch.nn.Module | SpikingGraph | Model,
-    data: Data | NDArray[np.generic],
+    data: Data | Any,
     *,
     runtime: str | None = None,
     options: LoadOptions | None = None,
 ) -> Iterator[Recording]:
     """The recordings of one batch after another; arguments as for `open_for_run` and `verify`."""
+    batches = as_data(data).batches()
     opened = open_for_run(model_or_file, runtime=runtime, options=options)
-    batches = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data).batches()
-    for batch in batches:
-        yield opened.runtime.run(batch)
+    return (opened.runtime.run(batch) for batch in batches)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,17 +49,17 @@ def save(
     layout: str | None = None,
     readout: str | None = None,
     temporal: bool | None = None,
-    encoding: Encoding | None = None,
-    class_names: tuple[str, ...] = (),
+    encoding: Encoding | str | None = None,
+    class_names: Sequence[str] = (),
     samples: torch.Tensor | NDArray[np.generic] | None = None,
 ) -> tuple[str, ...]:
     """Capture a trained module and write it as a model.pt that loads anywhere, without the module's code.
 
-    Arguments as `capture`; `encoding`: how data becomes the module's input; `class_names`: by index of the
-    logits; `samples`: data [N, ...] or [N, T, ...] (codes where the encoding is uint8) that is stored together
-    with the spikes that the module fires on it; the example input where None. An existing file is replaced,
-    as torch.save does. Returns what was inferred, one line each. Raises `DalifError` as `capture`, and
-    NO_FOLDER.
+    Arguments as `capture`; `encoding`: how data becomes the module's input, an `Encoding` or its kind;
+    `class_names`: by index of the logits, one for each; `samples`: data [N, ...] or [N, T, ...] (codes where the
+    encoding is uint8) that is stored together with the spikes that the module fires on it; the example input where
+    None. An existing file is replaced, as torch.save does. Returns what was inferred, one line each. Raises
+    `DalifError` as `capture`, BAD_DATA, and NO_FOLDER.
     """
     target = Path(path)
     check_output(target, model=None, force=True)

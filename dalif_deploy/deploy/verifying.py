@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -13,28 +14,25 @@ import torch
 from numpy.typing import NDArray
 
 from dalif_deploy.deploy.content import Content, content_of
-from dalif_deploy.deploy.data import Data, Progress
+from dalif_deploy.deploy.data import Data, Progress, as_data, check_labels, check_samples, rounded_inputs
+from dalif_deploy.deploy.differing import ALL_ALIKE, FileDifferences, check_recording, compared_with_export, explained
 from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
-from dalif_deploy.deploy.model import LoadOptions, Model, open_model, precision_of
+from dalif_deploy.deploy.model import LoadOptions, Model, as_path, open_model, precision_of
 from dalif_deploy.deploy.results import ResultsWriter, writing_results
-from dalif_deploy.encoding import InputSpec
 from dalif_deploy.equivalence import (
     Arithmetic,
     Comparer,
     Comparison,
     Gains,
     Known,
-    ParameterDifference,
     RuntimeComparison,
     Verdict,
-    compare_parameters,
     simulate,
 )
 from dalif_deploy.equivalence.results import FOLDING, MODULE, Form, runtime_key
 from dalif_deploy.equivalence.results import REFERENCE as REFERENCE_KEY
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.passes import fold
 from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.protocol import Runtime
@@ -54,7 +52,7 @@ class _Candidate:
     comparer: Comparer
     form: Form
     file: Path | None = None
-    tensors: tuple[ParameterDifference, ...] = ()
+    differing: FileDifferences = ALL_ALIKE
     definition: Runtime | None = None
     bits: int = 0
     correct: int = 0
@@ -65,7 +63,8 @@ class _Candidate:
             comparison=self.comparer.result(),
             description=self.runtime.description,
             file=None if self.file is None else str(self.file),
-            tensors_differing=self.tensors,
+            tensors_differing=self.differing.tensors,
+            contents_differing=self.differing.contents,
             definition_differing=None if self.definition is None else self.bits,
             notes=tuple(dict.fromkeys(getattr(self.runtime, "notes", ()))),
             accuracy=self.correct / samples if labelled else None,
@@ -85,10 +84,10 @@ class _Candidates:
 def verify(
     model: str | Path | torch.nn.Module | SpikingGraph | Model,
     *files: str | Path,
-    data: Data | NDArray[np.generic] | None = None,
+    data: Data | Any = None,
     samples: int | None = None,
-    runtimes: Sequence[str] | None = None,
-    recordings: Sequence[str | Path] = (),
+    runtimes: str | Sequence[str] | None = None,
+    recordings: str | Path | Sequence[str | Path] = (),
     options: LoadOptions | None = None,
     progress: Progress | None = None,
     results: str | Path | None = None,
@@ -97,23 +96,30 @@ def verify(
 ) -> Verdict:
     """Compare, spike by spike, everything that runs the model with the training graph in float64.
 
-    `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...], or
-    `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at most so many.
-    `runtimes`: names; None takes torch and events on the model, and every installed runtime that reads a file.
-    `recordings`: .npz files of runs on the same data elsewhere, for instance on a chip (see `RecordedRuntime`);
-    they are judged as float32 runs of the folded graph. `results`: where to store what was compared (see
-    `deploy.results`), with the inputs themselves where `keep_inputs`; `force`: replace an existing file.
-    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, OTHER_MODEL;
+    `files`: exported .onnx and .nir files, recognised by content. `data`: inputs [N, ...] or [N, T, ...] as an array,
+    a tensor or lists, or `Data` with labels; else the samples stored with the model, else seeded ones; `samples`: at
+    most so many. `runtimes`: a name or names; None takes torch and events on the model, and every installed runtime
+    that reads a file. `recordings`: .npz files of runs on the same data elsewhere, for instance on a chip (see
+    `RecordedRuntime`); they are judged as float32 runs of the folded graph. `results`: where to store what was
+    compared (see `deploy.results`), with the inputs themselves where `keep_inputs`; `force`: replace an existing file.
+    Raises `DalifError`: what opening the model and files raises; BAD_OPTION, MISSING_PACKAGE, WRONG_SHAPE, BAD_DATA,
+    OTHER_MODEL; FILE_DAMAGED where a file cannot be run because of something in it that the model does not export to;
     OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER.
     A divergence is no error: it is in the verdict.
     """
-    opened = open_model(model, options or LoadOptions(), data)
+    check_samples(samples)
+    names = (runtimes,) if isinstance(runtimes, str) else runtimes
+    if names is not None and not isinstance(names, Sequence):
+        raise DalifError(Code.BAD_OPTION, f"runtimes = {names!r}: give the names of runtimes")
+    recordings = (recordings,) if isinstance(recordings, str | Path) else recordings
+    given = None if data is None else as_data(data)
+    opened = open_model(model, options or LoadOptions(), given)
     graph = opened.graph
     folded = fold(graph)
-    chosen = (Data(data, None, "the given data") if isinstance(data, np.ndarray) else data) or opened.data(samples)
-    chosen = chosen.first(samples)
+    chosen = opened.data(samples) if given is None else given.first(samples)
     graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is opened
-    candidates = _candidates(opened, folded, [Path(file) for file in files], runtimes)
+    check_labels(chosen, math.prod(graph.types[graph.output].shape))
+    candidates = _candidates(opened, folded, [as_path(file, "files") for file in files], names)
     shapes = {neuron.name: (graph.timesteps, *graph.types[neuron.name].shape) for neuron in graph.neurons}
     for path in map(Path, recordings):
         comparer = Comparer(RecordedRuntime.name, folded, reference=graph)
@@ -142,8 +148,10 @@ def verify(
                 module.add(batch, reference, recorded[MODULE], known)
             labels = None if chosen.labels is None else chosen.labels[done : done + len(batch)]
             for place, candidate in enumerate(candidates.found):
-                recording = recorded[runtime_key(place)] = candidate.runtime.run(batch)
-                _check_logits(candidate, recording, reference)
+                with explained(candidate.file, candidate.differing):
+                    recording = recorded[runtime_key(place)] = candidate.runtime.run(batch)
+                if candidate.file is not None:
+                    check_recording(candidate.file, candidate.differing, recording, reference)
                 candidate.comparer.add(batch, reference, recording, known)
                 if candidate.definition is not None:
                     candidate.bits += _differing_bits(recording, candidate.definition.run(batch))
@@ -172,7 +180,9 @@ def verify(
             },
             runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
             accuracy=correct / done if labelled else None,
-            notes=(f"data: {chosen.origin}", *opened.notes, *candidates.notes),
+            notes=tuple(
+                dict.fromkeys((f"data: {chosen.origin}", *rounded_inputs(chosen), *opened.notes, *candidates.notes))
+            ),
         )
         if writer is not None:
             writer.finish(verdict, {runtime_key(i): candidate.form for i, candidate in enumerate(candidates.found)})
@@ -233,14 +243,14 @@ def _candidates(model: Model, folded: SpikingGraph, files: Sequence[Path], names
 
 def _candidate(
     model: Model, content: Content, kind: RuntimeKind, runtime: Runtime, file: Path | None = None,
-    tensors: tuple[ParameterDifference, ...] = (),
+    differing: FileDifferences = ALL_ALIKE,
 ) -> _Candidate:  # fmt: skip
     graph = model.graph if kind.takes == "training" else content.judged
-    arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update))
+    arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update, pools=kind.pools))
     comparer = Comparer(runtime.name, graph, arithmetic=arithmetic, reference=model.graph)
     runs: Literal["training", "folded"] = "training" if kind.takes == "training" else "folded"
-    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update)
-    return _Candidate(runtime, comparer, form, file, tensors, content.definition())
+    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update, arithmetic.pools)
+    return _Candidate(runtime, comparer, form, file, differing, content.definition())
 
 
 def _add_file(
@@ -249,11 +259,7 @@ def _add_file(
 ) -> None:  # fmt: skip
     file = open_exported(path)
     format_ = file.format
-    _check_fits(path, file.metadata, folded)
-    options = {key: file.metadata.extra[key] for key in format_.options if key in file.metadata.extra}
-    content = content_of(folded, options.pop("precision", "float32"))
-    expected = format_.parameters(content.object(format_, **options))
-    tensors = compare_parameters(expected, format_.parameters(file.content))
+    content, differing = compared_with_export(file, folded)
     simulated = False
     for kind in kinds:
         reads_back = kind.name == "events" and format_.name in READ_BACK
@@ -262,7 +268,9 @@ def _add_file(
         if not demanded and (why := _unable(file, kind)) is not None:
             candidates.notes.append(f"{path}: not run in {kind.name}: {why}")
             continue
-        candidates.found.append(_candidate(model, content, kind, file.open(kind), path, tensors))
+        with explained(path, differing):
+            runtime = file.open(kind)
+        candidates.found.append(_candidate(model, content, kind, runtime, path, differing))
         simulated = simulated or not reads_back
     if not simulated and format_.name in READ_BACK:
         candidates.notes.append(f"{path}: {READ_BACK_ONLY}")
@@ -273,36 +281,3 @@ def _unable(file: ExportedFile, kind: RuntimeKind) -> str | None:
     if (command := kind.available()) is not None:
         return f"not installed; {command}"
     return file.format.unfit(file.content, kind.name)
-
-
-def _check_fits(path: Path, metadata: FileMetadata, folded: SpikingGraph) -> None:
-    """Raises `DalifError` (OTHER_MODEL) where the file cannot be compared with the model at all."""
-    found, expected = metadata.input, folded.input_spec
-    if (found.shape, found.temporal, found.timesteps) != (expected.shape, expected.temporal, expected.timesteps):
-        raise DalifError(
-            Code.OTHER_MODEL,
-            f"{path}: takes {_taken(found)}, the model {_taken(expected)}; it was exported from another model, or with "
-            "another -T",
-        )
-    layers = {layer.name: layer.shape for layer in metadata.layers}
-    wanted = {neuron.name: folded.types[neuron.name].shape for neuron in folded.neurons}
-    if layers.keys() != wanted.keys():
-        raise _other_model(path, f"has the neuron layers {', '.join(layers)}, the model {', '.join(wanted)}")
-    for name, shape in wanted.items():
-        if layers[name] != shape:
-            raise _other_model(path, f"layer '{name}' has shape {list(layers[name])}, the model's {list(shape)}")
-
-
-def _check_logits(candidate: _Candidate, found: Recording, expected: Recording) -> None:
-    if candidate.file is not None and found.logits.shape != expected.logits.shape:
-        have, want = list(found.logits.shape[1:]), list(expected.logits.shape[1:])
-        raise _other_model(candidate.file, f"gives logits of shape {have}, the model {want}")
-
-
-def _other_model(path: Path, how: str) -> DalifError:
-    return DalifError(Code.OTHER_MODEL, f"{path}: {how}; it was exported from another model")
-
-
-def _taken(spec: InputSpec) -> str:
-    shape = f"{list(spec.shape)}{' at every step' if spec.temporal else ''}"
-    return f"{shape} over {spec.timesteps} timestep{'s' if spec.timesteps > 1 else ''}"

@@ -12,14 +12,15 @@ alone, and the other decision is no rounding.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.replay import NeuronStep
-from dalif_deploy.equivalence.rounding import EXACT_WHOLE, LARGEST, TINY
+from dalif_deploy.equivalence.rounding import EXACT_WHOLE, LARGEST, TINY, Pools
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Add, Conv2d, Flatten, Input, Linear, MaxPool2d, Neuron, Node, SumPool2d, Zeros
 from dalif_deploy.operators import Values
@@ -75,13 +76,14 @@ class ExactSteps:
     """Follows a replay step by step; `mask` is given every `NeuronStep` in order.
 
     `inputs`: what the module takes, [batch, ...] float64: how fine their grid is counts. `update`: the runtime's
-    membrane formula; only "sum" has exact steps here.
+    membrane formula; only "sum" has exact steps here. `pools`: how it computes sum pools, likewise.
     """
 
-    def __init__(self, graph: SpikingGraph, inputs: Values, update: Update | None) -> None:
+    def __init__(self, graph: SpikingGraph, inputs: Values, update: Update | None, pools: Pools = "sum") -> None:
         self._graph = graph
         self._inputs = inputs
         self._update = update
+        self._pools = pools
         self._lattices: dict[str, _Lattice | None] = {}
         self._held: dict[str, tuple[Values, NDArray[np.bool_]]] = {}
 
@@ -141,7 +143,7 @@ class ExactSteps:
         found: _Lattice | None = None
         if type(node) in (Flatten, MaxPool2d):
             found = known[0]
-        elif isinstance(node, SumPool2d):
+        elif isinstance(node, SumPool2d) and self._pools == "sum":
             found = _Lattice(known[0].unit, known[0].largest * node.kernel[0] * node.kernel[1])
         elif isinstance(node, Add):
             found = _Lattice(min(source.unit for source in known), sum(source.largest for source in known))
@@ -152,8 +154,11 @@ class ExactSteps:
 
 def plain(neuron: Neuron) -> bool:
     """Whether the neuron is what its equations in `nodes` say and nothing more."""
-    others = (f for f in fields(neuron) if f.name not in PLAIN)
-    return all(getattr(neuron, f.name) is None or getattr(neuron, f.name) == f.default for f in others)
+    return all(np.array_equal(getattr(neuron, f.name), _default(f)) for f in fields(neuron) if f.name not in PLAIN)
+
+
+def _default(of: Field[Any]) -> Any:
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 def _weighted(node: Conv2d | Linear, source: _Lattice) -> _Lattice | None:

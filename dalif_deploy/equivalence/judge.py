@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from dalif_deploy.equivalence.exact_steps import ExactSteps
 from dalif_deploy.equivalence.membrane import U64, Update
 from dalif_deploy.equivalence.replay import NeuronStep, replay
-from dalif_deploy.equivalence.rounding import Grids, U
+from dalif_deploy.equivalence.rounding import Grids, Pools, U
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.operators import Values
 from dalif_deploy.recording import SpikeTrain
@@ -38,11 +38,13 @@ of folding. The excess over 1 for float32 is the replay's own rounding."""
 @dataclass(frozen=True)
 class Arithmetic:
     """How a candidate computes: in which precision, by which membrane formula (see `membrane`), and, where its
-    weights were snapped so that its sums are exact, on which grids; `precision` is then its membrane's."""
+    weights were snapped so that its sums are exact, on which grids; `precision` is then its membrane's. `pools`:
+    whether it computes sum pools as sums, or as means times the size of the window (see `rounding`)."""
 
     precision: Precision = "float32"
     update: Update = "sum"
     grids: Grids | None = None
+    pools: Pools = "sum"
 
     @classmethod
     def of_module(cls, graph: SpikingGraph, precision: Precision) -> Self:
@@ -62,7 +64,7 @@ class Arithmetic:
     def exact_steps(self, graph: SpikingGraph, batch: NDArray[np.generic]) -> ExactSteps:
         """What tells of a replay of `graph` on `batch` where nothing rounds."""
         inputs: Values = graph.input_spec.module_input(batch).astype(np.float64)
-        return ExactSteps(graph, inputs, self.update if self.grids is None else None)
+        return ExactSteps(graph, inputs, self.update if self.grids is None else None, self.pools)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def judge(
 
     replay(
         graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids,
-        unit=arithmetic.unit, answer=answer,
+        unit=arithmetic.unit, pools=arithmetic.pools, answer=answer,
     )  # fmt: skip
     return Judgement(
         tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest, *answers[0]
@@ -167,7 +169,7 @@ class _Judging:
     def __call__(self, step: NeuronStep) -> None:
         assert step.bound is not None
         fired = self.spikes[step.neuron.name].step(step.t)
-        margin = step.potential - step.neuron.v_threshold
+        margin = step.compared - step.neuron.v_threshold
         distance = np.abs(margin)
         bound = self.share * step.bound
         exact = self.exact.mask(step, fired)
@@ -195,7 +197,7 @@ class _Judging:
             t=step.t,
             index=tuple(int(i) for i in place[1:]),
             fired=bool(fired[place]),
-            potential=unit * float(step.potential[place]),
+            potential=unit * float(step.compared[place]),
             threshold=unit * float(np.broadcast_to(neuron.v_threshold, margin.shape)[place]),
             margin=unit * float(margin[place]),
             bound=abs(unit) * float(bound[place]),

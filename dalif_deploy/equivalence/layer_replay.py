@@ -25,8 +25,9 @@ Currents = Sequence[_Tracked]
 class LayerRun:
     """A layer over all timesteps, in the graph's own units; arrays are [batch, T, *shape].
 
-    `margin`: V - v_th, `bound`: what rounding can do to it, `fires`: what the (changed) model fires at V, `spikes`:
-    what the candidate fired. `known`: bool [T], the steps at which the candidate's spikes are known.
+    `potential`: V, or what of it is compared with the threshold; `margin`: that less v_th; `bound`: what rounding can
+    do to it; `fires`: what the (changed) model fires there; `spikes`: what the candidate fired. `known`: bool [T], the
+    steps at which the candidate's spikes are known.
     """
 
     neuron: Neuron
@@ -118,7 +119,7 @@ class Layer:
         exact = self._arithmetic.exact_steps(graph, self._batch)
         steps = list(replay.membrane_steps(neuron, currents))
         bounds = [_bound(step, exact, spikes[:, t], self._arithmetic.share) for t, step in enumerate(steps)]
-        potential = np.stack([step.potential for step in steps], axis=1)
+        potential = np.stack([step.compared for step in steps], axis=1)
         fires = np.stack([step.fires for step in steps], axis=1)
         return LayerRun(
             neuron, potential, potential - neuron.v_threshold, np.stack(bounds, axis=1), fires, spikes, known
@@ -169,7 +170,10 @@ class _LayerReplay(_Replay):
         arithmetic: Arithmetic,
     ) -> None:  # fmt: skip
         self.shown: list[NeuronStep] = []
-        super().__init__(graph, batch, self.shown.append, history, arithmetic.update, arithmetic.grids, arithmetic.unit)
+        super().__init__(
+            graph, batch, self.shown.append, history=history, update=arithmetic.update, grids=arithmetic.grids,
+            unit=arithmetic.unit, pools=arithmetic.pools,
+        )  # fmt: skip
         self.recorded = history
         self.edge = graph[layer].inputs[0]
         self.cone = _cone(graph, layer)

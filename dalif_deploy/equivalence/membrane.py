@@ -95,6 +95,19 @@ class MembraneError:
         around = np.abs(potential) + np.abs(neuron.beta) * (np.abs(before) + held) + k * leak + current + total
         return np.asarray(total + self._gamma(2.0) * around)
 
+    def compared(self, potential: Values, error: Values) -> Values:
+        """The error of what is compared with the threshold, given V[t] and its error.
+
+        Where V is normalised: gain (V - mean) + bias as a BatchNorm computes it, with a gain that took at most
+        five roundings.
+        """
+        neuron = self._neuron
+        if not neuron.normalised:
+            return error
+        gain = np.abs(neuron.norm_gain)
+        terms = gain * (np.abs(potential) + error + np.abs(neuron.norm_mean)) + np.abs(neuron.norm_bias)
+        return np.asarray(gain * error + self._gamma(9.0) * terms + 4 * TINY)
+
     def reset_late(
         self, before: Values, due: NDArray[np.bool_], error: Values, integrated: Values, potential: Values
     ) -> Values:

@@ -19,6 +19,7 @@ from dalif_deploy.equivalence.membrane import MembraneError, Update
 from dalif_deploy.equivalence.rounding import (
     TINY,
     Grids,
+    Pools,
     U,
     gamma,
     node_error,
@@ -36,16 +37,18 @@ from dalif_deploy.recording import Recording, SpikeTrain
 class NeuronStep:
     """One neuron layer at one timestep, in the graph's own units; arrays are float64 [batch, *shape].
 
-    `current`: X[t], the input. `potential`: V[t] before the reset. `fires`: whether V reaches the threshold,
-    bool. `held`: H[t], after the reset. Where bounds were asked for: `current_error` bounds how far a float32
-    evaluation of X can lie from it, `bound` how far one of V - v_th can lie from the exact margin; infinite
-    where a node kind has no derived bound, and then `proved` is False.
+    `current`: X[t], the input. `potential`: V[t] before the reset. `compared`: what is compared with the threshold,
+    V itself unless the neuron normalises it. `fires`: whether that reaches the threshold, bool. `held`: H[t], after
+    the reset. Where bounds were asked for: `current_error` bounds how far a float32 evaluation of X can lie from it,
+    `bound` how far one of `compared` - v_th can lie from the exact margin; infinite where a node kind has no derived
+    bound, and then `proved` is False.
     """
 
     neuron: Neuron
     t: int
     current: Values
     potential: Array
+    compared: Array
     fires: NDArray[np.bool_]
     held: Values
     current_error: Values | None = None
@@ -66,6 +69,7 @@ def replay(
     update: Update | None = None,
     grids: Grids | None = None,
     unit: float = U,
+    pools: Pools = "sum",
     answer: Answer | None = None,
 ) -> Array:
     """Run `graph` in float64 and show every layer at every timestep to `visit`; returns the logits.
@@ -73,10 +77,11 @@ def replay(
     `batch`: data as for any runtime. `history`: the spikes to follow, by layer; None follows the graph's
     own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
     `grids`: of a runtime whose weights were snapped onto them, so that its sums are exact. `unit`: the unit
-    roundoff of its membrane. `answer`: shown the logits and, with `update`, the bound on their error.
+    roundoff of its membrane. `pools`: how it computes sum pools. `answer`: shown the logits and, with `update`, the
+    bound on their error.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    run = _Replay(graph, batch, visit, history, update, grids, unit)
+    run = _Replay(graph, batch, visit, history, update, grids, unit, pools)
     logits = run.run()
     if answer is not None:
         answer(logits, run.values[graph.output].error)
@@ -109,6 +114,7 @@ class _Replay:
         update: Update | None,
         grids: Grids | None,
         unit: float,
+        pools: Pools,
     ) -> None:
         for neuron in graph.neurons:
             names = [variable.name for variable in neuron.state]
@@ -127,6 +133,7 @@ class _Replay:
         self.bounded = update is not None
         self.grids = grids
         self.unit = unit
+        self.pools: Pools = pools
         self.values: dict[str, _Tracked] = {}
         self.past: dict[str, list[_Tracked]] = {
             edge.source: [] for node in graph.nodes for edge in node.inputs if edge.delay
@@ -174,7 +181,7 @@ class _Replay:
         inputs = [source.value for source in sources]
         if self.grids is not None:
             return _Tracked(value, snapped_error(node, inputs, errors, value, self.grids))
-        error = node_error(node, inputs, errors, types, value)
+        error = node_error(node, inputs, errors, types, value, self.pools)
         proved = error is not None and all(source.proved for source in sources)
         return _Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
 
@@ -221,7 +228,10 @@ class _Replay:
         elif node.reset_timing != "now":
             due = _beyond(node, before)
         potential: Array = integrated if due is None else _late(node, integrated, due)
-        fires = _beyond(node, potential)
+        compared = potential
+        if node.normalised:
+            compared = node.norm_gain * (potential - node.norm_mean) + node.norm_bias
+        fires = _beyond(node, compared)
         spikes = fires if self.history is None else self.history[node.name].step(t)
         held = _reset(node, potential, spikes, due)
         self.membrane[node.name] = held
@@ -238,8 +248,8 @@ class _Replay:
                     error = membrane.reset_late(before, due, error, integrated, potential)
                 error = unbounded_where_undefined(error)
                 membrane.reset(spikes, error, held, due)
-            bound = error + membrane.threshold_error
-        self.visit(NeuronStep(node, t, current, potential, fires, held, source.error, bound, source.proved))
+            bound = membrane.compared(potential, error) + membrane.threshold_error
+        self.visit(NeuronStep(node, t, current, potential, compared, fires, held, source.error, bound, source.proved))
         return spikes.astype(np.float64)
 
 

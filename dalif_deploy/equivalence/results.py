@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.contents import ContentDifference
 from dalif_deploy.equivalence.cause import Cause
 from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding, Precision
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
-from dalif_deploy.equivalence.rounding import Grids
+from dalif_deploy.equivalence.rounding import Grids, Pools
 from dalif_deploy.equivalence.suspicion import settled, suspect
 from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict, worst
 from dalif_deploy.nodes import frozen
@@ -50,17 +51,18 @@ class Form:
     """How a candidate computes, without its weights: enough to bound its rounding again from the model.
 
     `graph`: whether it runs the training graph or the folded one. `content`: of a file, "float32", "exact" or
-    "exact64". `precision`, `update`: as in `Arithmetic`.
+    "exact64". `precision`, `update`, `pools`: as in `Arithmetic`.
     """
 
     graph: Literal["training", "folded"] = "folded"
     content: Literal["float32", "exact", "exact64"] = "float32"
     precision: Precision = "float32"
     update: Update = "sum"
+    pools: Pools = "sum"
 
     def arithmetic(self, grids: Grids | None = None) -> Arithmetic:
         """`grids`: of snapped content."""
-        return Arithmetic(self.precision, self.update, grids)
+        return Arithmetic(self.precision, self.update, grids, self.pools)
 
     @classmethod
     def of_json(cls, stored: Mapping[str, Any]) -> Form:
@@ -68,7 +70,7 @@ class Form:
         form = cls(**stored)
         known = {
             "graph": ("training", "folded"), "content": ("float32", "exact", "exact64"),
-            "precision": ("float32", "float64"), "update": ("sum", "decay"),
+            "precision": ("float32", "float64"), "update": ("sum", "decay"), "pools": ("sum", "mean"),
         }  # fmt: skip
         for key, values in known.items():
             if getattr(form, key) not in values:
@@ -242,6 +244,7 @@ def decided(
             synaptic_operations=runtime["synaptic_operations"],
             definition_differing=runtime["definition_differing"],
             cause=None if runtime.get("cause") is None else Cause.of_json(runtime["cause"]),
+            contents_differing=tuple(ContentDifference(**entry) for entry in runtime.get("contents_differing", ())),
         )
         for place, runtime in enumerate(stored["runtimes"])
     ]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -24,6 +24,7 @@ from dalif_deploy.nodes import (
     Array,
     AvgPool2d,
     BatchNorm,
+    Concat,
     Conv2d,
     Flatten,
     Linear,
@@ -61,19 +62,26 @@ def rounded(values: Array) -> tuple[Array, Array]:
     return frozen(narrow), frozen(np.abs(narrow - values))
 
 
+Pools = Literal["sum", "mean"]
+"""How a runtime computes a sum pool: as a sum, or as the mean of the window times its size."""
+
+
 def node_error(
-    node: Node, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
-) -> Values | None:
+    node: Node, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values,
+    pools: Pools = "sum",
+) -> Values | None:  # fmt: skip
     """The error of a stateless node's output, of the shape of `value`; infinite where float32 may overflow.
 
-    `inputs`, `errors`: float64 [batch, *shape] each; `types`: the inputs'. None where no bound is derived for
-    this kind of node.
+    `inputs`, `errors`: float64 [batch, *shape] each; `types`: the inputs'; `pools`: the runtime's way. None where no
+    bound is derived for this kind of node.
     """
     rule = _RULES.get(type(node))
     if rule is None:
         return None
     with np.errstate(invalid="ignore", over="ignore"):
         error: Values = rule(node, inputs, errors, types, value)
+        if pools == "mean" and isinstance(node, SumPool2d):
+            error = error + _of_the_mean(node, types[0], value, error)
     return unbounded_where_undefined(np.where(np.abs(value) < LARGEST, error, np.inf))
 
 
@@ -98,6 +106,8 @@ def snapped_error(
         half = half.reshape(half.shape + (1,) * (value.ndim - 2 if half.ndim else 0))
         reach = np.abs(x) if isinstance(node, Scale) else _summed_inputs(node, np.abs(x))
         return np.asarray(total + half * (reach + 1.0) * (1.0 + U))
+    if isinstance(node, Concat):
+        return np.concatenate(errors, axis=1)
     for error in errors:
         if isinstance(node, Add):
             total = total + error
@@ -192,6 +202,21 @@ def _sum_pool(
     return evaluate(node, [e]) + gamma(size + 1.0) * evaluate(node, [np.abs(x) + e])
 
 
+def _of_the_mean(node: SumPool2d, kind: TensorType, value: Values, error: Values) -> Values:
+    """What a division by the window's size and a multiplication with it add to the error of a sum: one rounding
+    each, or three where a rounded reciprocal stands for the division. Nothing where they give back every whole
+    number that the sum can be."""
+    size = node.kernel[0] * node.kernel[1]
+    if kind.maximum is not None and not error.any() and kind.maximum * size <= EXACT_WHOLE:
+        counts = np.arange(kind.maximum * size + 1, dtype=np.float32)
+        divided, one = counts / np.float32(size), np.float32(1.0) / np.float32(size)
+        if np.array_equal(divided * np.float32(size), counts) and np.array_equal(
+            counts * one * np.float32(size), counts
+        ):
+            return np.zeros_like(value)
+    return np.asarray(gamma(3.0) * (np.abs(value) + error) + 2 * TINY)
+
+
 def _avg_pool(
     node: AvgPool2d, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
 ) -> Values:
@@ -231,6 +256,13 @@ def _add(
     return np.asarray(total + gamma(float(len(inputs) - 1)) * size)
 
 
+def _concat(
+    node: Concat, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+) -> Values:
+    """Nothing is computed: every channel has the error that it had."""
+    return np.concatenate(errors, axis=1)
+
+
 _Rule = Callable[[Any, Sequence[Values], Sequence[Values], Sequence[TensorType], Values], Values]
 _RULES: Mapping[type[Node], _Rule] = {
     Conv2d: _weighted,
@@ -242,4 +274,5 @@ _RULES: Mapping[type[Node], _Rule] = {
     MaxPool2d: _max_pool,
     Flatten: _flatten,
     Add: _add,
+    Concat: _concat,
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from dalif_deploy.contents import ContentDifference
 from dalif_deploy.equivalence.cause import Cause
 from dalif_deploy.equivalence.judge import NeuronStepFinding
 from dalif_deploy.equivalence.parameters import ParameterDifference
@@ -92,8 +93,9 @@ class Comparison:
 class RuntimeComparison:
     """One runtime, and the file it ran where there is one.
 
-    `tensors_differing`: parameters of the file that are not what an export of the model has, exercised by the
-    data or not; any of them makes the outcome divergent. `accuracy`: where labels were given.
+    `tensors_differing`, `contents_differing`: parameters of the file, and everything else in it, that are not what an
+    export of the model has, exercised by the data or not; any of them makes the outcome divergent, or at best unproved
+    where all that differs is structural. `accuracy`: where labels were given.
     `synaptic_operations`: per sample, of runtimes that count them. `definition_differing`: of a file with exact
     sums, how many spikes and logits are not bit for bit what its definition gives; any makes it divergent.
     `cause`: why its spikes diverge, where they do.
@@ -108,11 +110,25 @@ class RuntimeComparison:
     synaptic_operations: float | None = None
     definition_differing: int | None = None
     cause: Cause | None = None
+    contents_differing: tuple[ContentDifference, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
-        """The comparison's, or divergent where the file's parameters or exact results differ."""
-        return Outcome.DIVERGENT if self.tensors_differing or self.definition_differing else self.comparison.outcome
+        """The comparison's, or divergent where the file's contents or exact results differ; where it is merely built
+        otherwise, no better than unproved."""
+        if self.tensors_differing or self.definition_differing:
+            return Outcome.DIVERGENT
+        if not self.contents_differing:
+            return self.comparison.outcome
+        other = Outcome.UNPROVED if self.rewritten else Outcome.DIVERGENT
+        return max(self.comparison.outcome, other)
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the file is built otherwise than the export, and nothing else differs in it: only the samples speak
+        for it."""
+        structural = bool(self.contents_differing) and all(found.structural for found in self.contents_differing)
+        return structural and not self.tensors_differing
 
     def as_json(self) -> dict[str, Any]:
         """Plain types only."""
@@ -122,6 +138,7 @@ class RuntimeComparison:
             "file": self.file,
             "description": self.description,
             "tensors_differing": [difference.as_json() for difference in self.tensors_differing],
+            "contents_differing": [difference.as_json() for difference in self.contents_differing],
             "notes": list(self.notes),
             "accuracy": self.accuracy,
             "synaptic_operations": self.synaptic_operations,

@@ -54,5 +54,10 @@ def _first_alpha(graph: SpikingGraph) -> str | None:
     return next((neuron.name for neuron in graph.neurons if not np.all(neuron.alpha == 1.0)), None)
 
 
+def _first_normalised(graph: SpikingGraph) -> str | None:
+    return next((neuron.name for neuron in graph.neurons if neuron.normalised), None)
+
+
 NO_BATCH_NORM = Property("no BatchNorm is left", _first_batch_norm)
+OWN_COMPARISON = Property("every neuron compares its potential itself", _first_normalised)
 UNIT_ALPHA = Property("every neuron has alpha = 1", _first_alpha)

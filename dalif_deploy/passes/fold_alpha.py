@@ -140,7 +140,9 @@ def _branches(graph: SpikingGraph, neuron: Neuron) -> tuple[tuple[str, ...], tup
 
 
 def _unit(neuron: Neuron) -> Neuron:
-    return replace(neuron, alpha=frozen(1.0), trained_alpha=neuron.alpha)
+    # Set before where the comparison was folded, which may change alpha's sign.
+    trained = neuron.alpha if neuron.trained_alpha is None else neuron.trained_alpha
+    return replace(neuron, alpha=frozen(1.0), trained_alpha=trained)
 
 
 def _new_name(graph: SpikingGraph, wanted: str) -> str:

@@ -18,6 +18,7 @@ name otherwise. A graph that takes spikes stays as it is; real-valued input is r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,10 +75,43 @@ class _Affine:
     offset: Array
 
 
+def forward_scales(graph: SpikingGraph) -> SpikingGraph:
+    """The same graph, in which no Scale stands between spikes or counts and the weights that read them.
+
+    By the same rules as for codes: what reads gain * n + offset, of whole numbers n, reads n. So a BatchNorm on spikes
+    before a padded convolution goes into its weights, and its offset into a map behind it. Raises `DalifError`
+    (TARGET_CANNOT_HOLD), naming the node.
+    """
+
+    def between(node: Node) -> bool:
+        source = graph.types[node.inputs[0].source]
+        weights = any(isinstance(reader, Conv2d | Linear | Flatten | Pool2d) for reader in graph.consumers[node.name])
+        return isinstance(node, Scale) and source.maximum is not None and weights
+
+    seeds = [node for node in graph.nodes if node.inputs and node.name not in graph.after_readout and between(node)]
+    affine = {
+        node.name: _Affine(node.inputs[0], *(_spread(graph, node, v) for v in (node.factor, node.offset)))
+        for node in seeds
+        if isinstance(node, Scale)
+    }
+    return _Folding(graph, affine).result() if affine else graph
+
+
+def _spread(graph: SpikingGraph, node: Scale, values: Array) -> Array:
+    """`values` with all feature axes, channels written out."""
+    shape = graph.types[node.name].shape
+    aligned = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+    return frozen(np.broadcast_to(aligned, (shape[0], *aligned.shape[1:])))
+
+
 class _Folding:
-    def __init__(self, graph: SpikingGraph) -> None:
+    """`affine`: the values to begin with; None for the input, which then stands for codes."""
+
+    def __init__(self, graph: SpikingGraph, affine: Mapping[str, _Affine] | None = None) -> None:
         self._graph = graph
-        self._affine = {graph.input.name: self._of_input()}
+        self._codes = affine is None
+        self._affine = {graph.input.name: self._of_input()} if affine is None else dict(affine)
+        self._begun = tuple(self._affine)
         # To a fixed point rather than in order: a delayed edge may lead back.
         while found := [node for node in graph.nodes if node.name not in self._affine and self._passes_on(node)]:
             self._affine.update({node.name: self._passed_on(node) for node in found})
@@ -94,6 +128,8 @@ class _Folding:
             for node in self._nodes.values()
         ]
         note = f"{graph.input.name}: scale, mean and std of the codes folded into what reads them"
+        if not self._codes:
+            return graph.with_nodes(nodes, note=[f"{name}: folded into what reads it" for name in self._begun])
         return SpikingGraph(
             nodes,
             output=graph.output,

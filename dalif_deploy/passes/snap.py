@@ -45,7 +45,7 @@ from dalif_deploy.lattice import (
     refusal,
 )
 from dalif_deploy.nodes import Add, Array, Conv2d, Linear, Node, Scale, frozen
-from dalif_deploy.passes.contract import NO_BATCH_NORM, UNIT_ALPHA
+from dalif_deploy.passes.contract import NO_BATCH_NORM, OWN_COMPARISON, UNIT_ALPHA
 from dalif_deploy.passes.input_codes import take_codes
 
 FEWEST_PLANE_INPUTS = 32
@@ -65,7 +65,7 @@ def snap(graph: SpikingGraph, precision: Precision) -> tuple[SpikingGraph, dict[
     """
     if precision not in ("exact", "exact64"):
         raise DalifError(Code.BAD_OPTION, f"precision {precision!r}: give 'exact' or 'exact64'")
-    for prop in (NO_BATCH_NORM, UNIT_ALPHA):
+    for prop in (NO_BATCH_NORM, OWN_COMPARISON, UNIT_ALPHA):
         if (name := prop.violation(graph)) is not None:
             raise DalifError(
                 Code.BAD_GRAPH, f"node '{name}': snapping requires that {prop.description}; fold the graph"

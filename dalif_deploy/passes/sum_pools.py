@@ -4,15 +4,19 @@ The sum of spikes in a window is a whole number, exact in every arithmetic, whil
 
 1. Every reader of the pool, seen through Flatten, is a Conv2d or Linear, and every window lies whole within
    the input: the pool becomes a SumPool2d and every one of those weights is divided by the window's size.
-2. Otherwise the average pool stays.
+2. Every reader, seen through Flatten, is a Linear, and windows hang over or hold padding that is not counted: the
+   pool becomes a SumPool2d all the same, and every weight is divided by the number of places of its own window.
+3. Otherwise the average pool stays.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
+
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.nodes import WEIGHTED, AvgPool2d, Conv2d, Flatten, Linear, Node, SumPool2d, frozen
+from dalif_deploy.nodes import WEIGHTED, Array, AvgPool2d, Conv2d, Flatten, Linear, Node, SumPool2d, frozen
 from dalif_deploy.passes.contract import Pass
 
 
@@ -21,14 +25,26 @@ def _transform(graph: SpikingGraph) -> SpikingGraph:
         if not isinstance(pool, AvgPool2d):
             continue
         readers = _readers(graph, pool)
-        source = graph.types[pool.inputs[0].source]
-        if readers is None or not pool.whole_windows(source.shape[1:]):
+        shape = graph.types[pool.inputs[0].source].shape
+        if readers is None:
             continue
-        size = pool.kernel[0] * pool.kernel[1]
-        changes: dict[str, Node] = {node.name: replace(node, weight=frozen(node.weight / size)) for node in readers}
-        changes[pool.name] = SumPool2d(name=pool.name, inputs=pool.inputs, kernel=pool.kernel, stride=pool.stride)
+        changes: dict[str, Node] = {}
+        if pool.whole_windows(shape[1:]):
+            size: Array | int = pool.kernel[0] * pool.kernel[1]
+            divisor = f"1/{size}"
+        elif all(isinstance(node, Linear) for node in readers):
+            divisors = pool.divisors(shape[1:])
+            size = np.broadcast_to(divisors, (shape[0], *divisors.shape)).reshape(-1)
+            divisor = f"1/{int(divisors.min())} to 1/{int(divisors.max())}"
+        else:
+            continue
+        changes = {node.name: replace(node, weight=frozen(node.weight / size)) for node in readers}
+        changes[pool.name] = SumPool2d(
+            name=pool.name, inputs=pool.inputs, kernel=pool.kernel, stride=pool.stride, padding=pool.padding,
+            ceil_mode=pool.ceil_mode and not pool.whole_windows(shape[1:]),
+        )  # fmt: skip
         names = ", ".join(node.name for node in readers)
-        graph = graph.replaced(changes, note=[f"{pool.name}: average pool to sum pool, 1/{size} into {names}"])
+        graph = graph.replaced(changes, note=[f"{pool.name}: average pool to sum pool, {divisor} into {names}"])
     return graph
 
 

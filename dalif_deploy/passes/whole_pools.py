@@ -8,7 +8,8 @@ whatever keeps it a factor, and puts it into a Scale where nothing else can hold
 3. Conv2d, Linear and Scale take it into their weights or factor (a bias is not scaled).
 4. Any other reader gets a Scale with the factor in between, one for all such readers of a node.
 
-An average pool whose windows hang over (ceil_mode, or padding that is not counted) stays.
+An average pool whose windows hang over (ceil_mode), or hold padding that is not counted, divides by another number at
+each place: it becomes a SumPool2d and a Scale, which no weights behind it can hold.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ def _transform(graph: SpikingGraph) -> SpikingGraph:
                 name=node.name, inputs=node.inputs, kernel=node.kernel, stride=node.stride, padding=node.padding
             )
             notes.append(f"{node.name}: average pool to sum pool, 1/{sizes[node.name]} into what reads it")
+        elif isinstance(node, AvgPool2d):
+            total = f"{node.name}.total"
+            while total in graph:
+                total += "_"
+            divisors = node.divisors(graph.types[node.inputs[0].source].shape[1:])
+            nodes.append(
+                SumPool2d(
+                    name=total, inputs=node.inputs, kernel=node.kernel, stride=node.stride, padding=node.padding,
+                    ceil_mode=node.ceil_mode,
+                )
+            )  # fmt: skip
+            notes.append(f"{node.name}: average pool to sum pool, and a scale for each place")
+            node = Scale(
+                name=node.name, inputs=(Edge(total),), factor=frozen(1.0 / (size * divisors)), offset=frozen(0.0)
+            )
         elif isinstance(node, Flatten | SumPool2d | MaxPool2d):
             sizes[node.name] = size
         elif isinstance(node, WEIGHTED):

@@ -19,6 +19,8 @@ from dalif_deploy.runtimes.probe import ProbeResult
 
 SHOWN_ORIGINS = 5
 SHOWN_STEPS = 12
+SHOWN_CONTENTS = 12
+ONLY_SAMPLES = "the file is not built as dalif-export builds it, so only the samples speak for it"
 LINKS = {"module": "module > graph", "folding": "graph > folded"}
 STYLE = {Outcome.EXACT: "green", Outcome.ROUNDING: "yellow", Outcome.UNPROVED: "red", Outcome.DIVERGENT: "bold red"}
 
@@ -32,6 +34,12 @@ def one_line(verdict: Verdict) -> str:
     tensors = dict.fromkeys(difference.name for runtime in verdict.runtimes for difference in runtime.tensors_differing)
     if tensors:
         text += f"; tensors that differ: {', '.join(tensors)}"
+    contents = list(dict.fromkeys(str(found) for runtime in verdict.runtimes for found in runtime.contents_differing))
+    if contents:
+        more = f", and {len(contents) - 1:,} more" if len(contents) > 1 else ""
+        text += f"; contents that differ: {contents[0]}{more}"
+    if any(runtime.rewritten for runtime in verdict.runtimes):
+        text += f"; {ONLY_SAMPLES}"
     beyond = max((runtime.comparison.logits_beyond_bound for runtime in verdict.runtimes), default=0)
     if beyond:
         text += f"; logits of {beyond:,} samples are not what the spikes amount to"
@@ -85,6 +93,8 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
         if link is not None:
             _print_suspect(console, f"link {name}", link)
             _print_origins(console, f"link {name}", link.origins)
+    for file in dict.fromkeys(runtime.file for runtime in verdict.runtimes):
+        _print_contents(console, next(runtime for runtime in verdict.runtimes if runtime.file == file))
     for runtime in verdict.runtimes:
         _print_runtime(console, runtime)
     console.print(one_line(verdict), style=STYLE[verdict.outcome], markup=False, soft_wrap=True)
@@ -265,6 +275,16 @@ def _print_cause(console: Console, title: str, cause: Cause) -> None:
         style = "red" if step.reference != step.candidate else None
         table.add_row(f"{step.t}", f"{step.potential:.9g}", f"{step.threshold:.9g}", *fired, style=style)
     console.print(table)
+
+
+def _print_contents(console: Console, runtime: RuntimeComparison) -> None:
+    """What differs in a file, whatever runs it."""
+    if runtime.rewritten:
+        console.print(f"{runtime.file}: {ONLY_SAMPLES}: export it again from the model", markup=False, soft_wrap=True)
+    for found in runtime.contents_differing[:SHOWN_CONTENTS]:
+        console.print(f"{runtime.file}: {found}", markup=False, soft_wrap=True)
+    if (more := len(runtime.contents_differing) - SHOWN_CONTENTS) > 0:
+        console.print(f"{runtime.file}: and {more:,} more (--json lists all)", markup=False)
 
 
 def _print_origins(console: Console, title: str, origins: Sequence[NeuronStepFinding]) -> None:

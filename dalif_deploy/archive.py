@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
@@ -26,7 +27,9 @@ T = TypeVar("T")
 LEVEL = 1
 """Of deflate: spikes shrink little more on a higher one, at several times the time."""
 COPIED = 2**20
-_BAD = (OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError)
+_BAD = (
+    OSError, zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError, RuntimeError, TokenError,
+)  # fmt: skip
 """What damaged bytes make zipfile, zlib and NumPy raise."""
 
 

@@ -177,6 +177,7 @@ def test_training_graphs_and_folded_graphs_are_both_certified(name: str) -> None
 
 def test_a_tie_is_uncertain_and_its_sample_not_certified() -> None:
     training, batch = GRAPHS["ties"]()
+    training = training.replaced({n.name: replace(n, leak_target=frozen(0.25)) for n in training.neurons})
     found = judge(training, batch, simulate(training, batch).spikes, Arithmetic())
     assert any(step.margin == 0.0 for step in found.uncertain)
     assert not found.certified[sorted({step.sample for step in found.uncertain})].any()

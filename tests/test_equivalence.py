@@ -450,13 +450,22 @@ def test_float64_is_held_to_float64() -> None:
 
 
 def test_an_exact_tie_is_uncertain_whoever_wins() -> None:
-    graph = one_neuron(1.0)
+    graph = one_neuron(0.75, leak_target=0.5)  # V = 0.5 * (0 - 0.5) + 0.5 + 0.75, in more roundings than are followed
     exact = compared(graph, ONE, simulate(graph, ONE))
     assert (exact.outcome, exact.certified_samples, len(exact.uncertain)) == (Outcome.EXACT, 0, 1)
     assert exact.uncertain[0].margin == 0.0
     other = compared(graph, ONE, candidate(graph, ONE, ("sn", 0, 0, (0,))))
     assert other.outcome is Outcome.ROUNDING
     assert not other.origins[0].fired
+
+
+def test_where_nothing_rounds_a_tie_is_decided_in_one_way_only() -> None:
+    graph = one_neuron(1.0)
+    exact = compared(graph, ONE, simulate(graph, ONE))
+    assert (exact.outcome, exact.certified_samples, exact.uncertain) == (Outcome.EXACT, 1, ())
+    other = compared(graph, ONE, candidate(graph, ONE, ("sn", 0, 0, (0,))))
+    assert other.outcome is Outcome.DIVERGENT
+    assert (other.origins[0].margin, other.origins[0].bound) == (0.0, 0.0)
 
 
 def test_a_near_tie_excuses_nothing_elsewhere() -> None:
@@ -695,6 +704,7 @@ def test_judgements_are_shared_by_candidates_that_fired_the_reference() -> None:
 
 def test_a_judgement_is_not_shared_with_another_arithmetic() -> None:
     graph, batch = GRAPHS["ties"]()
+    graph = graph.replaced({n.name: replace(n, leak_target=frozen(0.25)) for n in graph.neurons})  # inexact ties
     reference = simulate(graph, batch)
     known: dict[Any, Any] = {}
     comparers = [Comparer("one", graph, arithmetic=Arithmetic(precision)) for precision in ("float32", "float64")]
@@ -947,6 +957,7 @@ VERDICT_KEYS = {"verdict", "samples", "timesteps", "reference", "links", "rates"
 
 def test_a_verdict_is_plain_json_with_the_keys_that_are_promised() -> None:
     graph, batch = GRAPHS["ties"]()
+    graph = graph.replaced({n.name: replace(n, leak_target=frozen(0.25)) for n in graph.neurons})  # inexact ties
     flip = one_flip_everywhere(graph, batch, 6)[3]
     found = compared(graph, batch, candidate(graph, batch, flip))
     runtime = RuntimeComparison(found, "a runtime", None, (ParameterDifference("w", "values differ", 1, 0.5, (0, 2)),))

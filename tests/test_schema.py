@@ -134,6 +134,16 @@ def test_every_key_is_required() -> None:
     assert checked > 80
 
 
+def test_every_key_of_a_cause_is_required() -> None:
+    content = through_json(recorded_verdict(DIVERGENT))
+    assert content["runtimes"][0]["cause"]["trajectory"]
+    for path in objects(content["runtimes"][0]["cause"]):
+        for key in at(content["runtimes"][0]["cause"], path):
+            changed = copy.deepcopy(content)
+            del at(changed["runtimes"][0]["cause"], path)[key]
+            assert problems(changed), (path, key)
+
+
 @pytest.mark.parametrize(
     "change",
     [

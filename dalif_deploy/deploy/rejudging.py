@@ -80,6 +80,7 @@ def _judged(results: Results, model: Model, data: Data, progress: Progress | Non
         replace(
             runtime,
             comparison=candidate.comparer.result(),
+            cause=candidate.comparer.cause(),
             accuracy=None if data.labels is None else candidate.correct / len(data.inputs),
         )
         for runtime, candidate in zip(stored.runtimes, candidates, strict=True)

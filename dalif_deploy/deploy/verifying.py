@@ -69,6 +69,7 @@ class _Candidate:
             notes=tuple(dict.fromkeys(getattr(self.runtime, "notes", ()))),
             accuracy=self.correct / samples if labelled else None,
             synaptic_operations=None if self.synaptic is None else self.synaptic / samples,
+            cause=self.comparer.cause(),
         )
 
 

@@ -1,5 +1,6 @@
 """Whether two runs fired alike, and if not, where and why. Knows graphs and recordings, never a runtime."""
 
+from dalif_deploy.equivalence.cause import Cause, Explanation, TrajectoryStep
 from dalif_deploy.equivalence.compare import Comparer, Known
 from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, Precision, judge
 from dalif_deploy.equivalence.membrane import Update
@@ -10,8 +11,10 @@ from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, Runtime
 
 __all__ = [
     "Arithmetic",
+    "Cause",
     "Comparer",
     "Comparison",
+    "Explanation",
     "Gains",
     "Grids",
     "Judgement",
@@ -22,6 +25,7 @@ __all__ = [
     "ParameterDifference",
     "Precision",
     "RuntimeComparison",
+    "TrajectoryStep",
     "Update",
     "Verdict",
     "compare_parameters",

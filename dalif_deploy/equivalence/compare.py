@@ -8,7 +8,11 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.equivalence.cause import Cause
+from dalif_deploy.equivalence.causes import find_cause
+from dalif_deploy.equivalence.evidence import Evidence
 from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, judge
+from dalif_deploy.equivalence.suspicion import settled, suspect
 from dalif_deploy.equivalence.verdict import Comparison, Outcome
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
@@ -42,6 +46,8 @@ class Comparer:
         self._origins: list[NeuronStepFinding] = []
         self._uncertain: list[NeuronStepFinding] = []
         self._closest: NeuronStepFinding | None = None
+        self._places = {neuron.name: place for place, neuron in enumerate(self.reference.neurons)}
+        self._evidence = Evidence()
 
     def add(
         self, batch: NDArray[np.generic], reference: Recording, candidate: Recording, known: Known | None = None
@@ -84,6 +90,7 @@ class Comparer:
         beyond: NDArray[np.bool_] = ~np.asarray(within.all(axis=1))
         self._logits_beyond.extend((np.flatnonzero(beyond) + self._samples).tolist())
         self._decide_samples(per_sample, origins, judgement.certified, beyond)
+        self._evidence.add(batch, candidate, self._earliest(origins, len(batch)), self._samples)
         self._differing += int(per_sample.sum())
         self._samples_differing += int(np.count_nonzero(per_sample))
         self._samples += len(batch)
@@ -130,6 +137,15 @@ class Comparer:
             self._by_outcome[outcome] += int(np.count_nonzero(outcomes == outcome))
         self._certified += int(np.count_nonzero(certified & (outcomes == Outcome.EXACT)))
 
+    def _earliest(self, origins: Sequence[NeuronStepFinding], samples: int) -> list[int]:
+        """By sample, the place of the first layer that contradicts beyond rounding; behind all layers where none."""
+        places = [len(self._places)] * samples
+        for origin in origins:
+            if not origin.within_bound:
+                row = origin.sample - self._samples
+                places[row] = min(places[row], self._places[origin.layer])
+        return places
+
     def _compare_logits(self, reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> None:
         gap = np.abs(candidate.astype(np.float64) - reference)
         self._logit_difference = max(self._logit_difference, float(np.nan_to_num(gap, nan=np.inf).max(initial=0.0)))
@@ -137,16 +153,24 @@ class Comparer:
         changed = reference.reshape(rows, -1).argmax(axis=1) != candidate.reshape(rows, -1).argmax(axis=1)
         self._changes += int(np.count_nonzero(changed))
 
+    def cause(self) -> Cause | None:
+        """Why the candidate diverges, from some of the samples; None where no neuron contradicts beyond rounding."""
+        if all(origin.within_bound for origin in self._origins):
+            return None
+        graphs = [self.graph] if self.graph is self.reference else [self.graph, self.reference]
+        return find_cause(graphs, self._evidence.kept(), self.arithmetic)
+
     def result(self) -> Comparison:
         """What all batches together amount to."""
-        place = {neuron.name: number for number, neuron in enumerate(self.reference.neurons)}
 
         def order(found: NeuronStepFinding) -> tuple[object, ...]:
-            return (found.within_bound, found.t, place[found.layer], found.sample, found.index)
+            return (found.within_bound, found.t, self._places[found.layer], found.sample, found.index)
 
+        outcome = max((outcome for outcome, count in self._by_outcome.items() if count), default=Outcome.EXACT)
+        suspected = suspect(self._origins, self._uncertain)
         return Comparison(
             name=self.name,
-            outcome=max((outcome for outcome, count in self._by_outcome.items() if count), default=Outcome.EXACT),
+            outcome=settled(outcome, suspected),
             samples=self._samples,
             spikes_compared=self._compared,
             spikes_differing=self._differing,
@@ -159,6 +183,7 @@ class Comparer:
             max_logit_difference=self._logit_difference,
             logits_beyond=tuple(self._logits_beyond),
             prediction_changes=self._changes,
+            suspect=suspected,
         )
 
 

@@ -7,7 +7,8 @@ follows from it is no contradiction, and what does not is one.
 
 With V64 comes a bound on what rounding can do to the candidate's margin V - v_th. A contradiction within the
 bound is rounding. A neuron-step whose margin is beyond the bound is certified: no evaluation in this
-precision and form can decide it otherwise, whatever the order of its sums.
+precision and form can decide it otherwise, whatever the order of its sums. Where nothing rounds (see
+`exact_steps`) the bound is 0, and even V64 == v_th can be decided in one way only.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.equivalence.exact_steps import ExactSteps
 from dalif_deploy.equivalence.membrane import U64, Update
 from dalif_deploy.equivalence.replay import NeuronStep, replay
 from dalif_deploy.equivalence.rounding import Grids, Pools, U
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.operators import Values
 from dalif_deploy.recording import SpikeTrain
 
 Precision = Literal["float32", "float64"]
@@ -48,6 +51,21 @@ class Arithmetic:
         """Of the module that `graph` was captured from: every neuron by its own formula."""
         return cls(precision, "own" if any(neuron.update != "sum" for neuron in graph.neurons) else "sum")
 
+    @property
+    def share(self) -> float:
+        """What the replay's bound is multiplied by."""
+        return SHARE["float32" if self.grids is not None else self.precision]
+
+    @property
+    def unit(self) -> float:
+        """The unit roundoff that the replay's bound counts in."""
+        return U64 if self.grids is not None and self.precision == "float64" else U
+
+    def exact_steps(self, graph: SpikingGraph, batch: NDArray[np.generic]) -> ExactSteps:
+        """What tells of a replay of `graph` on `batch` where nothing rounds."""
+        inputs: Values = graph.input_spec.module_input(batch).astype(np.float64)
+        return ExactSteps(graph, inputs, self.update if self.grids is None else None, self.pools)
+
 
 @dataclass(frozen=True)
 class NeuronStepFinding:
@@ -72,8 +90,8 @@ class NeuronStepFinding:
 
     @property
     def within_bound(self) -> bool:
-        """Whether rounding can explain it."""
-        return abs(self.margin) <= self.bound
+        """Whether rounding can explain it. With a bound of 0 nothing rounds, so that it cannot explain a tie either."""
+        return bool(within(self.margin, self.bound))
 
     def as_json(self) -> dict[str, Any]:
         """Plain types only; an infinite bound is null."""
@@ -113,10 +131,8 @@ def judge(
     `graph`: what the candidate computes, training or folded. `first_sample`: the index in the data of the
     batch's first sample. Raises as `replay`.
     """
-    snapped = arithmetic.grids is not None
-    share = SHARE["float32"] if snapped else SHARE[arithmetic.precision]
-    unit = U64 if snapped and arithmetic.precision == "float64" else U
-    visitor = _Judging(spikes, share, first_sample, len(batch))
+    share = arithmetic.share
+    visitor = _Judging(spikes, share, arithmetic.exact_steps(graph, batch), first_sample, len(batch))
     answers: list[tuple[NDArray[np.float64], NDArray[np.floating]]] = []
 
     def answer(logits: NDArray[np.float64], error: NDArray[np.floating] | None) -> None:
@@ -124,18 +140,26 @@ def judge(
         answers.append((logits, share * error))
 
     replay(
-        graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids, unit=unit,
-        pools=arithmetic.pools, answer=answer,
+        graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids,
+        unit=arithmetic.unit, pools=arithmetic.pools, answer=answer,
     )  # fmt: skip
     return Judgement(
         tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest, *answers[0]
     )
 
 
+def within(margin: Values | float, bound: Values | float) -> NDArray[np.bool_]:
+    """Where rounding can take a margin over the threshold. NaN is nowhere within."""
+    return np.asarray((np.abs(margin) <= bound) & (np.asarray(bound) > 0.0))
+
+
 class _Judging:
-    def __init__(self, spikes: Mapping[str, SpikeTrain], share: float, first_sample: int, samples: int) -> None:
+    def __init__(
+        self, spikes: Mapping[str, SpikeTrain], share: float, exact: ExactSteps, first_sample: int, samples: int
+    ) -> None:
         self.spikes = spikes
         self.share = share
+        self.exact = exact
         self.first_sample = first_sample
         self.contradictions: list[NeuronStepFinding] = []
         self.uncertain: list[NeuronStepFinding] = []
@@ -148,9 +172,12 @@ class _Judging:
         margin = step.compared - step.neuron.v_threshold
         distance = np.abs(margin)
         bound = self.share * step.bound
+        exact = self.exact.mask(step, fired)
+        if exact is not None:
+            bound = np.where(exact, 0.0, bound)
         for place in map(tuple, np.argwhere(fired != step.fires)):
             self.contradictions.append(self._finding(step, place, fired, margin, bound))
-        for place in map(tuple, np.argwhere(distance <= bound)):
+        for place in map(tuple, np.argwhere(within(margin, bound))):
             self.uncertain.append(self._finding(step, place, fired, margin, bound))
             self.certified[place[0]] = False
         place = np.unravel_index(int(np.argmin(distance * np.abs(step.neuron.potential_scale))), distance.shape)

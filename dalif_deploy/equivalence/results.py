@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.contents import ContentDifference
+from dalif_deploy.equivalence.cause import Cause
 from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding, Precision
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.equivalence.rounding import Grids, Pools
+from dalif_deploy.equivalence.suspicion import settled, suspect
 from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict, worst
 from dalif_deploy.nodes import frozen
 from dalif_deploy.recording import Recording
@@ -191,9 +193,10 @@ class StoredComparison:
         by_outcome = {outcome: sum(found == outcome for found in outcomes.values()) for outcome in Outcome}
         by_outcome[Outcome.EXACT] = tally.samples - len(outcomes)
         place = {name: number for number, name in enumerate(layers)}
+        suspected = suspect(origins, uncertain)
         return Comparison(
             name=self.facts["name"],
-            outcome=worst(outcomes.values()),
+            outcome=settled(worst(outcomes.values()), suspected),
             samples=tally.samples,
             spikes_compared=tally.compared,
             spikes_differing=sum(tally.differing.values()),
@@ -206,6 +209,7 @@ class StoredComparison:
             max_logit_difference=tally.logit_difference,
             logits_beyond=self.logits_beyond,
             prediction_changes=tally.prediction_changes,
+            suspect=suspected,
         )
 
 
@@ -239,6 +243,7 @@ def decided(
             accuracy=accuracies.get(runtime_key(place)),
             synaptic_operations=runtime["synaptic_operations"],
             definition_differing=runtime["definition_differing"],
+            cause=None if runtime.get("cause") is None else Cause.of_json(runtime["cause"]),
             contents_differing=tuple(ContentDifference(**entry) for entry in runtime.get("contents_differing", ())),
         )
         for place, runtime in enumerate(stored["runtimes"])

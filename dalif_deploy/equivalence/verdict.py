@@ -9,6 +9,7 @@ from enum import IntEnum
 from typing import Any
 
 from dalif_deploy.contents import ContentDifference
+from dalif_deploy.equivalence.cause import Cause
 from dalif_deploy.equivalence.judge import NeuronStepFinding
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.equivalence.schema import SCHEMA_VERSION
@@ -19,7 +20,8 @@ class Outcome(IntEnum):
     """What a comparison amounts to, from best to worst.
 
     EXACT: no spike differs. ROUNDING: spikes differ, and rounding explains every one. UNPROVED: rounding might
-    explain it, but no bound is known for a node kind. DIVERGENT: rounding does not explain it.
+    explain it, but no bound is known for a node kind, or together the differences look like another rule (see
+    `Comparison.suspect`). DIVERGENT: rounding does not explain it.
     """
 
     EXACT = 0
@@ -41,7 +43,8 @@ class Comparison:
     can differ. `samples_by_outcome`: every sample by its own outcome. `closest`: the neuron-step nearest to
     its threshold. `logits_beyond`: samples whose logits are not what the candidate's own spikes amount to, within
     rounding, by index; any makes the comparison divergent. `prediction_changes`: samples whose largest logit is
-    another. Differences of logits are absolute.
+    another. Differences of logits are absolute. `suspect`: "threshold rule" where every contradiction is a tie that
+    rounding alone could explain, but all ties were decided against the model's rule (see `suspicion`).
     """
 
     name: str
@@ -58,6 +61,7 @@ class Comparison:
     max_logit_difference: float
     logits_beyond: tuple[int, ...]
     prediction_changes: int
+    suspect: str | None = None
 
     @property
     def logits_beyond_bound(self) -> int:
@@ -81,6 +85,7 @@ class Comparison:
             "max_logit_difference": self.max_logit_difference if math.isfinite(self.max_logit_difference) else None,
             "logits_beyond_bound": self.logits_beyond_bound,
             "prediction_changes": self.prediction_changes,
+            "suspect": self.suspect,
         }
 
 
@@ -93,6 +98,7 @@ class RuntimeComparison:
     where all that differs is structural. `accuracy`: where labels were given.
     `synaptic_operations`: per sample, of runtimes that count them. `definition_differing`: of a file with exact
     sums, how many spikes and logits are not bit for bit what its definition gives; any makes it divergent.
+    `cause`: why its spikes diverge, where they do.
     """
 
     comparison: Comparison
@@ -103,6 +109,7 @@ class RuntimeComparison:
     accuracy: float | None = None
     synaptic_operations: float | None = None
     definition_differing: int | None = None
+    cause: Cause | None = None
     contents_differing: tuple[ContentDifference, ...] = ()
 
     @property
@@ -136,6 +143,7 @@ class RuntimeComparison:
             "accuracy": self.accuracy,
             "synaptic_operations": self.synaptic_operations,
             "definition_differing": self.definition_differing,
+            "cause": None if self.cause is None else self.cause.as_json(),
         }
 
 

@@ -13,11 +13,12 @@ from rich.table import Table
 from dalif_deploy.certificate import CertificateCheck
 from dalif_deploy.deploy.running import RunResult
 from dalif_deploy.deploy.verifying import READ_BACK_ONLY
-from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
+from dalif_deploy.equivalence import Cause, Comparison, NeuronStepFinding, Outcome, RuntimeComparison, Verdict
 from dalif_deploy.nodes import Array
 from dalif_deploy.runtimes.probe import ProbeResult
 
 SHOWN_ORIGINS = 5
+SHOWN_STEPS = 12
 SHOWN_CONTENTS = 12
 ONLY_SAMPLES = "the file is not built as dalif-export builds it, so only the samples speak for it"
 LINKS = {"module": "module > graph", "folding": "graph > folded"}
@@ -42,6 +43,12 @@ def one_line(verdict: Verdict) -> str:
     beyond = max((runtime.comparison.logits_beyond_bound for runtime in verdict.runtimes), default=0)
     if beyond:
         text += f"; logits of {beyond:,} samples are not what the spikes amount to"
+    causes = dict.fromkeys(f"{r.cause.layer}: {r.cause.explanation.name}" for r in verdict.runtimes if r.cause)
+    if causes:
+        text += f"; cause: {', '.join(causes)}"
+    compared_all = [*(link for link in verdict.links.values() if link), *(r.comparison for r in verdict.runtimes)]
+    if suspects := dict.fromkeys(found.suspect for found in compared_all if found.suspect):
+        text += f"; suspected: {', '.join(suspects)}"
     if verdict.vacuous:
         text += f"; vacuous: {', '.join(verdict.vacuous)} never or always fired"
     return "; ".join([text, *(note for note in verdict.notes if note.endswith(READ_BACK_ONLY))])
@@ -84,6 +91,7 @@ def print_verdict(verdict: Verdict, console: Console | None = None) -> None:
         console.print(note, markup=False, soft_wrap=True)
     for name, link in verdict.links.items():
         if link is not None:
+            _print_suspect(console, f"link {name}", link)
             _print_origins(console, f"link {name}", link.origins)
     for file in dict.fromkeys(runtime.file for runtime in verdict.runtimes):
         _print_contents(console, next(runtime for runtime in verdict.runtimes if runtime.file == file))
@@ -225,7 +233,48 @@ def _print_runtime(console: Console, runtime: RuntimeComparison) -> None:
         console.print(
             f"{title}: tensor {difference.name}: {difference.problem}{count}{where}", markup=False, soft_wrap=True
         )
+    _print_suspect(console, title, runtime.comparison)
+    if runtime.cause is not None:
+        _print_cause(console, title, runtime.cause)
     _print_origins(console, title, runtime.comparison.origins)
+
+
+def _print_suspect(console: Console, title: str, comparison: Comparison) -> None:
+    if comparison.suspect is not None:
+        console.print(
+            f"{title}: suspected: {comparison.suspect}: V equals v_th exactly at every one of the "
+            f"{len(comparison.origins):,} differences, and no tie was decided as the model decides it; rounding would "
+            "take some of them either way",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+def _print_cause(console: Console, title: str, cause: Cause) -> None:
+    """The cause in one line, what else would explain it, and the first neuron that shows it, step by step."""
+    first = cause.earliest[0]
+    neuron = f"neuron {list(first.index)} of sample {first.sample}"
+    count = f"{cause.contradictions:,} contradiction{'s' if cause.contradictions > 1 else ''}"
+    how = "explains" if cause.explained else "of"
+    console.print(
+        f"{title}: layer '{cause.layer}', first at step {first.t}, {neuron}: {cause.explanation.name}: "
+        f"{cause.explanation.detail}; {how} all {count} of the layer in {len(cause.samples)} "
+        f"sample{'s' if len(cause.samples) > 1 else ''}",
+        style="bold", markup=False, soft_wrap=True,
+    )  # fmt: skip
+    for other in cause.also:
+        console.print(f"{title}: would explain it too: {other.name}: {other.detail}", markup=False, soft_wrap=True)
+    console.print(
+        f"{title}: '{cause.layer}', {neuron}, on the spikes that it took and fired:", markup=False, soft_wrap=True
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("step", "V", "v_th", "reference", "candidate"):
+        table.add_column(heading, justify="right")
+    steps = cause.trajectory[: max(SHOWN_STEPS, first.t + 2)][-SHOWN_STEPS:]
+    for step in steps:
+        fired = ["fires" if fires else "-" for fires in (step.reference, step.candidate)]
+        style = "red" if step.reference != step.candidate else None
+        table.add_row(f"{step.t}", f"{step.potential:.9g}", f"{step.threshold:.9g}", *fired, style=style)
+    console.print(table)
 
 
 def _print_contents(console: Console, runtime: RuntimeComparison) -> None:

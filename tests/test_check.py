@@ -319,8 +319,8 @@ def test_json_is_as_it_is_documented(tmp_path: Path) -> None:
     assert "readout='mean' (the default of a one-step module)" in notes
     assert nodes[2] == {
         "name": "pool1", "kind": "MaxPool2d", "verdict": "unsupported", "becomes": None,
-        "reason": "NIR has no maximum, and only one of spikes can be said by a neuron; NIR cannot hold this network, ONNX "
-        "may", "code": "E0206", "where": None,
+        "reason": "NIR has no maximum, and only one of spikes can be said by a neuron; NIR cannot hold this "
+        "network, ONNX may", "code": "E0206", "where": None,
         "source": None, "lines": [],
     }  # fmt: skip
     for key in (*told, "nodes", "notes", *nodes[0]):

@@ -325,10 +325,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Code, list[str]]] = {
         lambda: net(lambda self, x: self.lif1(nn.functional.pad(x, (1, 1), value=1.0)).mean((2, 3)), Lif), U,
         ["aten.constant_pad_nd", "other values than zero"],
     ),
-    "padded spikes": (
-        lambda: net(lambda self, x: nn.functional.pad(self.lif1(self.first(x)), (1, 1, 1, 1)).mean((2, 3)), Lif), U,
-        ["pad: used in a way that is not supported"],
-    ),
     "no readout": (
         lambda: Tet(False), Code.AMBIGUOUS, ["returns the results of all timesteps", "--readout", "def forward"],
     ),

@@ -36,6 +36,15 @@ def open_nir(path: str | Path) -> tuple[nir.NIRGraph, FileMetadata]:
     return graph, metadata
 
 
+def written_elsewhere(path: Path) -> bool:
+    """Whether an HDF5 file holds a NIR graph without the metadata of dalif-export; False where it cannot be read."""
+    try:
+        with h5py.File(path, "r") as file:
+            return file["node/type"][()] == b"NIRGraph" and "node/metadata/dalif_deploy_format" not in file
+    except Exception:  # h5py raises many kinds; who reads the file tells what is wrong
+        return False
+
+
 def _check_kind(path: Path) -> None:
     try:
         with path.open("rb") as file:

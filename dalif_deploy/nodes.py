@@ -403,6 +403,19 @@ class Flatten(Node):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Reshape(Node):
+    """The same elements in C order, as a feature map of another `shape`."""
+
+    shape: tuple[int, ...]
+
+    def infer(self, inputs: Sequence[TensorType]) -> TensorType:
+        (x,) = inputs
+        if not self.shape or min(self.shape) < 1 or math.prod(self.shape) != math.prod(x.shape):
+            raise self._refuse(f"an input of {x.shape} has not the elements of {self.shape}")
+        return TensorType(self.shape, x.temporal, x.kind, x.maximum)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Add(Node):
     """The sum of all inputs, from left to right; all have one shape."""
 
@@ -466,8 +479,8 @@ def _broadcasts(node: Node, key: str, value: Array, shape: tuple[int, ...]) -> N
 KINDS: Mapping[str, type[Node]] = {
     kind.__name__: kind
     for kind in (
-        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Concat,
-        Readout,
+        Input, Zeros, Conv2d, Linear, BatchNorm, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Reshape,
+        Add, Concat, Readout,
     )
 }  # fmt: skip
 """Every node kind by name, for files that store a graph."""

@@ -31,6 +31,7 @@ from dalif_deploy.nodes import (
     Pair,
     Pool2d,
     ReadoutMode,
+    Reshape,
     Scale,
     SumPool2d,
 )
@@ -145,6 +146,10 @@ def _flatten(node: Flatten, inputs: Sequence[Values], magnitude: bool) -> Values
     return inputs[0].reshape(len(inputs[0]), -1)
 
 
+def _reshape(node: Reshape, inputs: Sequence[Values], magnitude: bool) -> Values:
+    return inputs[0].reshape(len(inputs[0]), *node.shape)
+
+
 def _add(node: Add, inputs: Sequence[Values], magnitude: bool) -> Values:
     total = inputs[0]
     for term in inputs[1:]:
@@ -165,6 +170,7 @@ _OPERATORS: Mapping[type[Node], Callable[[Any, Sequence[Values], bool], Values]]
     SumPool2d: _sum_pool,
     MaxPool2d: _max_pool,
     Flatten: _flatten,
+    Reshape: _reshape,
     Add: _add,
     Concat: _concat,
 }

@@ -23,6 +23,7 @@ from dalif_deploy.nodes import (
     MaxPool2d,
     Node,
     Pool2d,
+    Reshape,
     Scale,
     SumPool2d,
     frozen,
@@ -177,6 +178,10 @@ def _flatten(node: Flatten, place: Place) -> str:
     return place.last("Flatten", place.inputs, axis=1)
 
 
+def _reshape(node: Reshape, place: Place) -> str:
+    return place.last("Reshape", [*place.inputs, place.builder.integers(-1, *node.shape)])
+
+
 def _add(node: Add, place: Place) -> str:
     # From left to right, two at a time: the order of a sum is part of its meaning in float32.
     total, *rest = place.inputs
@@ -199,6 +204,7 @@ _WRITERS: Mapping[type[Node], Callable[[Any, Place], str]] = {
     SumPool2d: _sum_pool,
     MaxPool2d: _max_pool,
     Flatten: _flatten,
+    Reshape: _reshape,
     Add: _add,
     Concat: _concat,
 }

@@ -44,6 +44,7 @@ from dalif_deploy.nodes import (
     Node,
     Pool2d,
     Readout,
+    Reshape,
     Scale,
     SumPool2d,
     Zeros,
@@ -61,7 +62,9 @@ from dalif_deploy.runtimes.stepping import (
 
 Indices = NDArray[np.intp]
 
-_RUNS = (Input, Zeros, Conv2d, Linear, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Add, Concat, Readout)
+_RUNS = (
+    Input, Zeros, Conv2d, Linear, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Reshape, Add, Concat, Readout,
+)  # fmt: skip
 
 
 def available() -> str | None:

@@ -31,6 +31,7 @@ from dalif_deploy.nodes import (
     Neuron,
     Node,
     Readout,
+    Reshape,
     Scale,
     SumPool2d,
     Zeros,
@@ -249,6 +250,10 @@ def _flatten(node: Flatten, p: Parameters, inputs: Sequence[torch.Tensor]) -> to
     return torch.flatten(inputs[0], 1)
 
 
+def _reshape(node: Reshape, p: Parameters, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    return inputs[0].reshape(-1, *node.shape)
+
+
 def _add(node: Add, p: Parameters, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
     total = inputs[0]
     for term in inputs[1:]:
@@ -269,6 +274,7 @@ _OPERATORS: Mapping[type[Node], Callable[[Any, Parameters, Sequence[torch.Tensor
     SumPool2d: _sum_pool,
     MaxPool2d: _max_pool,
     Flatten: _flatten,
+    Reshape: _reshape,
     Add: _add,
     Concat: _concat,
 }

@@ -33,7 +33,7 @@ from dalif_deploy.nodes import (
 )
 
 Form = Literal["trained", "folded"]
-FREE = frozenset({"Input", "Zeros", "Flatten", "Add", "Concat", "Readout"})
+FREE = frozenset({"Input", "Zeros", "Flatten", "Reshape", "Add", "Concat", "Readout"})
 """Names of the kinds that the rule counts nothing for."""
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dalif_deploy.capturing.nir import read_nir
 from dalif_deploy.deploy.files import kind_of
+from dalif_deploy.deploy.model import LoadOptions
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import Format, file_format
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata
+from dalif_deploy.nir_io import written_elsewhere
 from dalif_deploy.runtimes.protocol import Runtime
 from dalif_deploy.runtimes.registry import RuntimeKind, open_runtime, runtime_kind
 
@@ -53,8 +55,9 @@ class ExportedFile:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether the file is in one of the formats, by content. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED)."""
-    return kind_of(path) in FORMAT_OF
+    """Whether dalif-export may have written the file, by content: a .nir of another tool is a model. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED)."""
+    kind = kind_of(path)
+    return kind in FORMAT_OF and not (kind == "hdf5" and written_elsewhere(path))
 
 
 def open_exported(path: Path) -> ExportedFile:
@@ -73,6 +76,28 @@ def open_exported(path: Path) -> ExportedFile:
         ) from error
     metadata = FileMetadata.from_strings(format_.metadata(content), source=str(path))
     return ExportedFile(path, format_, content, metadata)
+
+
+def answered_by_files(model: Any, options: LoadOptions, files: Sequence[str | Path]) -> LoadOptions:
+    """`options` for a .nir of another tool, with what they do not say as the first exported file says that it was read.
+
+    Raises `DalifError` as `open_exported` does.
+    """
+    if not isinstance(model, str | Path) or kind_of(Path(model)) != "hdf5" or not written_elsewhere(Path(model)):
+        return options
+    for path in map(Path, files):
+        metadata = open_exported(path).metadata
+        stored: dict[str, Any] = {
+            "timesteps": metadata.input.timesteps,
+            "temporal": metadata.input.temporal,
+            "readout": metadata.readout,
+            "reset": metadata.extra.get("nir_reset"),
+            "fires_at": metadata.extra.get("nir_fires_at"),
+            "dt": float(metadata.extra["nir_dt"]) if "nir_dt" in metadata.extra else None,
+        }
+        missing = {k: v for k, v in stored.items() if getattr(options, k) is None and v is not None}
+        return replace(options, **missing, origin={**dict.fromkeys(missing, f"as {path.name} says"), **options.origin})
+    return options
 
 
 def default_runtime(file: ExportedFile) -> RuntimeKind:

@@ -99,6 +99,7 @@ def export(
     metadata = {"tool": TOOL}
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
+    metadata.update(opened.answers)
     held = content_of(folded, precision)
     content = held.object(format_, metadata=metadata, **format_options)
     verdict = None

@@ -36,6 +36,7 @@ from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.encoding import InputSpec
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.nir_io import written_elsewhere
 from dalif_deploy.nodes import Neuron, frozen
 from dalif_deploy.passes import fold
 from dalif_deploy.recording import Recording, SpikeTrain
@@ -77,7 +78,7 @@ def inspect(
             if options != LoadOptions():
                 raise DalifError(Code.BAD_OPTION, f"{path}: an .onnx says itself how it is read; leave those options")
             return _of_file(open_exported(path), given, progress)
-        kind = "nir" if found == "hdf5" else "model"
+        kind = "nir" if found == "hdf5" and not written_elsewhere(path) else "model"
     # What a module fires is asked of the module itself: its capture has no spikes to prove.
     model = open_model(source, replace(options, structure_only=True))
     return _of_model(model, kind, given, samples, progress)

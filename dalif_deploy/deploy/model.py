@@ -29,6 +29,8 @@ from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import class_names_of
 
 SEEDED_SAMPLES = 16
+NIR_OPTIONS = ("dt", "reset", "fires_at")
+"""The options that answer what a .nir file of another tool leaves open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,8 @@ class LoadOptions:
     `timesteps`, `input_shape` (without batch and time), `layout`, `readout`, `temporal`: as for `capture`.
     `structure_only`: a module that has to be captured is, without proof on samples, which it then has none of; for
     looking at it only.
+    `dt` (seconds a timestep), `reset` ("hard" or "subtract") and `fires_at` ("ge" or "gt"): what a .nir file of another
+    tool leaves open; `origin`: where such answers come from, by name, if not from the caller.
     `examples`: data [N, ...] or [N, T, ...] to capture a module on, in place of random numbers; says the shape too.
     """
 
@@ -55,6 +59,10 @@ class LoadOptions:
     readout: str | None = None
     temporal: bool | None = None
     structure_only: bool = False
+    dt: float | None = None
+    reset: str | None = None
+    fires_at: str | None = None
+    origin: Mapping[str, str] = field(default_factory=dict)
     examples: NDArray[np.generic] | None = None
 
 
@@ -63,7 +71,8 @@ class Model:
     """A training graph and where it comes from.
 
     `captured`: the user's module, where it was captured just now. `samples`: what a model.pt stores.
-    `path`, `sha256`: of the file. `notes`: what was inferred, one line each.
+    `path`, `sha256`: of the file. `notes`: what was inferred, one line each. `answers`: what has to be known to read
+    the file again, which an exported file says in its metadata.
     """
 
     graph: SpikingGraph
@@ -73,6 +82,7 @@ class Model:
     captured: CapturedModule | None = None
     path: Path | None = None
     sha256: str | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
     def data(self, limit: int | None = None) -> Data:
         """The model's own samples, else seeded ones; at most `limit`."""
@@ -105,6 +115,7 @@ def open_model(
     if isinstance(source, SpikingGraph):
         return Model(source, "graph")
     if isinstance(source, torch.nn.Module):
+        _refuse_nir_options("a module", options)
         return _from_module(source, options)
     path = as_path(source, "the model")
     kind = _kind(path)  # a file that is not there is told before anyone's code runs
@@ -112,6 +123,7 @@ def open_model(
         run_adapter(options.adapter)
     if (made := module_in(path, options)) is not None:
         module, notes = made
+        _refuse_nir_options(path, options)
         model = _from_module(module, options)
         model = replace(model, notes=(*notes, *model.notes))
     elif kind == "hdf5":
@@ -318,15 +330,44 @@ def _other_timesteps(model: Model, timesteps: int | None) -> Model:
 
 def _from_nir(path: Path, options: LoadOptions) -> Model:
     from dalif_deploy.capturing.nir import read_nir
+    from dalif_deploy.nir_io import written_elsewhere
 
+    if written_elsewhere(path):
+        return _from_foreign_nir(path, options)
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
     return Model(read_nir(path), "step", ("the model is a NIR file: it is its own reference",))
+
+
+def _from_foreign_nir(path: Path, options: LoadOptions) -> Model:
+    from dalif_deploy.capturing.nir_in.reading import answers_of, read_foreign_nir
+
+    allowed = ("adapter", "trust_pickle", "structure_only", "timesteps", "input_shape", "readout", "temporal")
+    _refuse_options(path, options, allowed=(*allowed, *NIR_OPTIONS))
+    timesteps = options.timesteps
+    if options.structure_only and timesteps is None and options.examples is None:
+        timesteps = 1  # a look at one step
+    found = read_foreign_nir(
+        path,
+        answers_of(
+            dt=options.dt, timesteps=timesteps, input_shape=options.input_shape, reset=options.reset,
+            fires_at=options.fires_at, readout=options.readout, temporal=options.temporal, origin=options.origin,
+            data=None if options.examples is None else options.examples.shape,
+        ),
+    )  # fmt: skip
+    return Model(found.graph, "step", found.notes, answers=found.answers)
+
+
+def _refuse_nir_options(source: str | Path, options: LoadOptions) -> None:
+    for key in NIR_OPTIONS:
+        if getattr(options, key) is not None:
+            option = "--" + key.replace("_", "-")
+            raise DalifError(Code.BAD_OPTION, f"{source}: {option} is for .nir files of other tools; leave it out")
 
 
 def _refuse_options(path: Path, options: LoadOptions, *, allowed: tuple[str, ...]) -> None:
     names = {"factory": "--model", "arguments": "--model-arg"}
     for key, value in vars(options).items():
-        if key not in (*allowed, "examples") and value not in (None, False, {}):
+        if key not in (*allowed, "examples", "origin") and value not in (None, False, {}):
             option = names.get(key, "--" + key.replace("_", "-"))
             raise DalifError(Code.BAD_OPTION, f"{path}: says this itself; leave out {option}")
 

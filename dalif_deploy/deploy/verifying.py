@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dalif_deploy.deploy.content import Content, content_of
 from dalif_deploy.deploy.data import Data, Progress, as_data, check_labels, check_samples, rounded_inputs
 from dalif_deploy.deploy.differing import ALL_ALIKE, FileDifferences, check_recording, compared_with_export, explained
-from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, open_exported
+from dalif_deploy.deploy.exported import READ_BACK, ExportedFile, answered_by_files, open_exported
 from dalif_deploy.deploy.model import LoadOptions, Model, as_path, open_model, precision_of
 from dalif_deploy.deploy.results import ResultsWriter, writing_results
 from dalif_deploy.equivalence import (
@@ -113,7 +113,7 @@ def verify(
         raise DalifError(Code.BAD_OPTION, f"runtimes = {names!r}: give the names of runtimes")
     recordings = (recordings,) if isinstance(recordings, str | Path) else recordings
     given = None if data is None else as_data(data)
-    opened = open_model(model, options or LoadOptions(), given)
+    opened = open_model(model, answered_by_files(model, options or LoadOptions(), files), given)
     graph = opened.graph
     folded = fold(graph)
     chosen = opened.data(samples) if given is None else given.first(samples)

@@ -30,6 +30,7 @@ from dalif_deploy.nodes import (
     Linear,
     MaxPool2d,
     Node,
+    Reshape,
     Scale,
     SumPool2d,
     TensorType,
@@ -239,7 +240,7 @@ def _max_pool(
 
 
 def _flatten(
-    node: Flatten, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
+    node: Flatten | Reshape, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
 ) -> Values:
     return errors[0].reshape(value.shape)
 
@@ -273,6 +274,7 @@ _RULES: Mapping[type[Node], _Rule] = {
     AvgPool2d: _avg_pool,
     MaxPool2d: _max_pool,
     Flatten: _flatten,
+    Reshape: _flatten,
     Add: _add,
     Concat: _concat,
 }

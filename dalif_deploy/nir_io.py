@@ -39,9 +39,10 @@ def open_nir(path: str | Path) -> tuple[nir.NIRGraph, FileMetadata]:
 def written_elsewhere(path: Path) -> bool:
     """Whether an HDF5 file holds a NIR graph without the metadata of dalif-export; False where it cannot be read."""
     try:
+        check_readable(path)
         with h5py.File(path, "r") as file:
             return file["node/type"][()] == b"NIRGraph" and "node/metadata/dalif_deploy_format" not in file
-    except Exception:  # h5py raises many kinds; who reads the file tells what is wrong
+    except Exception:  # DalifError, and what h5py raises; who reads the file tells what is wrong
         return False
 
 

@@ -17,6 +17,7 @@ from dalif_deploy.capturing.nir_in.rules import Place, Rules
 from dalif_deploy.capturing.nir_in.wiring import delayed_edges, natural
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.hdf5_guard import check_readable
 from dalif_deploy.nodes import Add, Edge, Flatten, Input, Node, Readout, ReadoutMode, TensorType, ThresholdRule
 
 _KINDS: Mapping[str, Callable[[Place], list[Node]]] = {
@@ -91,6 +92,10 @@ def read_foreign_nir(path: str | Path, answers: Answers | None = None) -> Foreig
     UNSUPPORTED_LAYER for a kind that is not known, AMBIGUOUS for what has to be said, WRONG_SHAPE, BAD_OPTION.
     """
     try:
+        check_readable(Path(path))
+    except OSError as error:
+        raise DalifError(Code.FILE_MISSING, f"{path}: {error.strerror or error}; check the path") from error
+    try:
         raw = read_raw(Path(path))
         return _Reading(raw, laid_open(raw), answers or Answers()).read()
     except DalifError as error:
@@ -109,7 +114,6 @@ class _Reading:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.nodes: list[Node] = []
         self.taken: set[str] = set(flat.nodes)
-        self.delaying: set[str] = set()
 
     def read(self) -> ForeignNir:
         shape = self._input_shape()
@@ -229,23 +233,19 @@ class _Reading:
             and delays.shortest(Place(self.flat.nodes[name], Edge(""), (1,), self.rules)) > 0
         }
         stateful = {name for name in self.heard if self.flat.nodes[name].kind in STATEFUL}
-        self.delaying |= delaying
         return delayed_edges(self.heard, edges, start=self.input.name, stateful=stateful, delaying=delaying)
 
     def _in_order(self, sources: Mapping[str, list[Edge]]) -> list[str]:
-        """The nodes after the input, each once all that it needs at the same step is there, and one source at least."""
+        """The nodes after the input, each once the shape that it reads is known: of all its sources, or through a
+        cycle of one at least."""
         done = {self.input.name}
-        waiting = [name for name in self.heard if name not in done]
-        waiting.sort(key=natural)
+        waiting = sorted((name for name in self.heard if name not in done), key=natural)
         ordered: list[str] = []
         while waiting:
-            for name in waiting:
-                late = name in self.delaying
-                needed = [edge.source for edge in sources[name] if not edge.delay and not late]
-                known = any(edge.source in done for edge in sources[name])
-                if known and all(source in done for source in needed):
-                    break
-            else:
+            known = {name: [edge.source in done for edge in sources[name]] for name in waiting}
+            name = next((name for name in waiting if all(known[name])), None)
+            name = name or next((name for name in waiting if any(known[name])), None)
+            if name is None:
                 names = ", ".join(f"'{name}'" for name in waiting)
                 raise DalifError(Code.BAD_GRAPH, f"nodes that only hear each other, not the input: {names}")
             waiting.remove(name)
@@ -330,9 +330,9 @@ class _Reading:
 
     def _notes(self, timesteps: str, delayed: frozenset[tuple[str, str]]) -> tuple[str, ...]:
         rules, answers, origin = self.rules, self.answers, self.answers.origin
-        default = "the NIR text's; --reset and --fires-at choose otherwise"
-        if answers.reset is not None and answers.fires_at is not None:
-            default = "as given"
+        default = "the NIR text's rules; --reset and --fires-at choose others"
+        if answers.reset is not None or answers.fires_at is not None:
+            default = origin.get("reset", origin.get("fires_at", "as given"))
         sign = ">" if rules.fires_at == "gt" else ">="
         dt = "no timestep's length needed" if rules.dt is None else f"dt = {rules.dt:g} s"
         if rules.dt is not None:

@@ -87,13 +87,17 @@ def answered_by_files(model: Any, options: LoadOptions, files: Sequence[str | Pa
         return options
     for path in map(Path, files):
         metadata = open_exported(path).metadata
+        try:
+            dt = float(metadata.extra["nir_dt"]) if "nir_dt" in metadata.extra else None
+        except ValueError as error:
+            raise DalifError(Code.FILE_DAMAGED, f"{path}: its metadata has a nir_dt that is no number") from error
         stored: dict[str, Any] = {
             "timesteps": metadata.input.timesteps,
             "temporal": metadata.input.temporal,
             "readout": metadata.readout,
             "reset": metadata.extra.get("nir_reset"),
             "fires_at": metadata.extra.get("nir_fires_at"),
-            "dt": float(metadata.extra["nir_dt"]) if "nir_dt" in metadata.extra else None,
+            "dt": dt,
         }
         missing = {k: v for k, v in stored.items() if getattr(options, k) is None and v is not None}
         return replace(options, **missing, origin={**dict.fromkeys(missing, f"as {path.name} says"), **options.origin})

@@ -115,7 +115,7 @@ def open_model(
     if isinstance(source, SpikingGraph):
         return Model(source, "graph")
     if isinstance(source, torch.nn.Module):
-        _refuse_nir_options("a module", options)
+        refuse_nir_options("a module", options)
         return _from_module(source, options)
     path = as_path(source, "the model")
     kind = _kind(path)  # a file that is not there is told before anyone's code runs
@@ -123,7 +123,7 @@ def open_model(
         run_adapter(options.adapter)
     if (made := module_in(path, options)) is not None:
         module, notes = made
-        _refuse_nir_options(path, options)
+        refuse_nir_options(path, options)
         model = _from_module(module, options)
         model = replace(model, notes=(*notes, *model.notes))
     elif kind == "hdf5":
@@ -334,8 +334,9 @@ def _from_nir(path: Path, options: LoadOptions) -> Model:
 
     if written_elsewhere(path):
         return _from_foreign_nir(path, options)
+    graph = read_nir(path)  # what is no NIR file at all is told before options are
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
-    return Model(read_nir(path), "step", ("the model is a NIR file: it is its own reference",))
+    return Model(graph, "step", ("the model is a NIR file: it is its own reference",))
 
 
 def _from_foreign_nir(path: Path, options: LoadOptions) -> Model:
@@ -345,7 +346,8 @@ def _from_foreign_nir(path: Path, options: LoadOptions) -> Model:
     _refuse_options(path, options, allowed=(*allowed, *NIR_OPTIONS))
     timesteps = options.timesteps
     if options.structure_only and timesteps is None and options.examples is None:
-        timesteps = 1  # a look at one step
+        timesteps = 1
+        options = replace(options, origin={**options.origin, "timesteps": "to look at it; -T says how many"})
     found = read_foreign_nir(
         path,
         answers_of(
@@ -357,7 +359,8 @@ def _from_foreign_nir(path: Path, options: LoadOptions) -> Model:
     return Model(found.graph, "step", found.notes, answers=found.answers)
 
 
-def _refuse_nir_options(source: str | Path, options: LoadOptions) -> None:
+def refuse_nir_options(source: str | Path, options: LoadOptions) -> None:
+    """Raises `DalifError` (BAD_OPTION) where `options` answer what only a .nir file of another tool asks."""
     for key in NIR_OPTIONS:
         if getattr(options, key) is not None:
             option = "--" + key.replace("_", "-")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dalif_deploy.deploy.data import Data, Progress, as_data, check_labels
 from dalif_deploy.deploy.exported import default_runtime, is_exported, open_exported
 from dalif_deploy.deploy.files import written_whole
-from dalif_deploy.deploy.model import LoadOptions, Model, open_model
+from dalif_deploy.deploy.model import LoadOptions, Model, open_model, refuse_nir_options
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.passes import fold
@@ -47,11 +47,18 @@ def open_for_run(
     what opening raises; BAD_OPTION where the runtime does not run this, MISSING_PACKAGE.
     """
     if isinstance(source, str | Path) and is_exported(Path(source)):
+        if options is not None:
+            refuse_nir_options(source, options)
         file = open_exported(Path(source))
         kind = default_runtime(file) if runtime is None else runtime_kind(runtime)
         return Opened(file.open(kind), file.metadata.class_names)
     model = open_model(source, options or LoadOptions(), data)
     kind = runtime_kind(runtime or "events")
+    if kind.takes == "nir" and model.answers:
+        raise DalifError(
+            Code.BAD_OPTION,
+            f"--runtime {kind.name}: runs .nir files of dalif-export; make one of this file with dalif-export --to nir",
+        )
     if kind.takes not in ("training", "folded"):
         raise DalifError(Code.BAD_OPTION, f"--runtime {kind.name}: runs .{kind.takes} files; export the model first")
     graph = fold(model.graph) if kind.takes == "folded" else model.graph

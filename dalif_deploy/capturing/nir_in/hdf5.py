@@ -114,10 +114,15 @@ def _graph(name: str, group: h5py.Group, above: tuple[int, ...]) -> RawGraph:
 
 
 def _items(name: str, group: h5py.Group) -> Iterator[tuple[str, Any]]:
+    where = f"node '{name}'" if name else "the graph"
     for key in group:
         if isinstance(group.get(key, getlink=True), h5py.ExternalLink):
-            raise DalifError(Code.FOREIGN_FILE, f"'{name or 'the graph'}': its {key} lies in another file")
-        yield key, group[key]
+            raise DalifError(Code.FOREIGN_FILE, f"{where}: its '{key}' lies in another file")
+        try:
+            item = group[key]
+        except KeyError as error:
+            raise DalifError(Code.FILE_DAMAGED, f"{where}: its '{key}' leads nowhere in the file ({error})") from error
+        yield key, item
 
 
 def _value(where: str, key: str, item: Any) -> Any:

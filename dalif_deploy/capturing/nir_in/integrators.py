@@ -27,7 +27,10 @@ def integrator(name: str, source: Edge, *, gain: Array, beta: Array, rest: Array
 
 def decay(place: Place, key: str) -> Array:
     """1 - dt / tau of forward Euler."""
-    return frozen(1.0 - place.dt() / place.positive(key))
+    beta = frozen(1.0 - place.dt() / place.positive(key))
+    if np.any(beta < 0.0):
+        place.rules.say(f"{key} is shorter than a timestep, so that forward Euler overshoots", place.name)
+    return beta
 
 
 def synapse(place: Place, name: str) -> list[Node]:

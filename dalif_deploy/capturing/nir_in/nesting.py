@@ -41,10 +41,11 @@ def _lay_open(graph: RawGraph, prefix: str, nodes: dict[str, RawNode], edges: li
             raise DalifError(Code.BAD_GRAPH, f"two nodes are called '{full}' once nested graphs are laid open")
         nodes[full] = RawNode(full, kind, node.fields)
     where = f"graph '{prefix[:-1]}'" if prefix else "the graph"
-    own = [
-        (_end(graph, inner, prefix, source, "Output", where), _end(graph, inner, prefix, target, "Input", where))
-        for source, target in graph.edges
-    ]
+    own = []
+    for source, target in graph.edges:
+        edge = f"{where} has an edge from '{prefix}{source}' to '{prefix}{target}'"
+        ends = _end(graph, inner, prefix, source, "Output", edge), _end(graph, inner, prefix, target, "Input", edge)
+        own.append(ends)
     for (source, target), count in Counter(own).items():
         if count > 1:
             raise DalifError(Code.BAD_GRAPH, f"the edge from '{source}' to '{target}' is there {count} times")
@@ -52,7 +53,7 @@ def _lay_open(graph: RawGraph, prefix: str, nodes: dict[str, RawNode], edges: li
 
 
 def _end(
-    graph: RawGraph, inner: Mapping[str, RawGraph], prefix: str, name: str, port: str, where: str
+    graph: RawGraph, inner: Mapping[str, RawGraph], prefix: str, name: str, port: str, edge: str
 ) -> str:  # fmt: skip
     """The flat name of an edge's end: of a nested graph its Input or Output."""
     if name in inner:
@@ -68,7 +69,7 @@ def _end(
     outer, _, rest = name.partition(".")
     if outer in inner and rest in inner[outer].nodes:
         return prefix + name
-    raise DalifError(Code.BAD_GRAPH, f"{where} has an edge at '{prefix}{name}', which is not a node")
+    raise DalifError(Code.BAD_GRAPH, f"{edge}, and there is no node '{prefix}{name}'")
 
 
 def _without_plain_junctions(nodes: dict[str, RawNode], edges: list[tuple[str, str]]) -> FlatGraph:

@@ -13,6 +13,8 @@ def linear(place: Place) -> list[Node]:
     weight = place.array("weight")
     if weight.ndim != 2:
         raise place.refuse(f"weight of shape {list(weight.shape)}, (out, in) is needed")
+    if place.shape != weight.shape[1:]:
+        raise place.refuse(f"weight of shape {list(weight.shape)} does not fit its input {list(place.shape)}")
     bias = place.array("bias") if place.raw.kind == "Affine" else None
     if bias is not None and bias.shape != weight.shape[:1]:
         if bias.size not in (1, len(weight)):

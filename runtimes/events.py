@@ -63,7 +63,8 @@ from dalif_deploy.runtimes.stepping import (
 Indices = NDArray[np.intp]
 
 _RUNS = (
-    Input, Zeros, Conv2d, Linear, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Reshape, Add, Concat, Readout,
+    Input, Zeros, Conv2d, Linear, Scale, Neuron, AvgPool2d, SumPool2d, MaxPool2d, Flatten, Reshape, Add, Concat,
+    Readout,
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,6 @@ from numpy.typing import NDArray
 from dalif_deploy.capturing.nir_in.reading import Answers, ForeignNir, read_foreign_nir
 from dalif_deploy.deploy import LoadOptions, export, load, verify
 from dalif_deploy.equivalence import simulate
-from dalif_deploy.errors import Code, DalifError
-from dalif_deploy.nodes import Conv2d, Edge
 from dalif_deploy.passes import fold
 from dalif_deploy.runtimes.events import EventsRuntime
 from dalif_deploy.runtimes.torch import TorchRuntime
@@ -44,7 +43,11 @@ class Net:
     def oracle(self) -> Oracle:
         rules = self.rules
         return Oracle(
-            self.nodes, self.edges, self.late, subtract=rules.get("reset") == "subtract", at=rules.get("fires_at") == "ge"
+            self.nodes,
+            self.edges,
+            self.late,
+            subtract=rules.get("reset") == "subtract",
+            at=rules.get("fires_at") == "ge",
         )
 
     def write(self, folder: Path) -> Path:
@@ -53,7 +56,7 @@ class Net:
 
 def chain(*nodes: tuple[str, Spec]) -> tuple[dict[str, Spec], list[tuple[str, str]]]:
     names = [name for name, _ in nodes]
-    return dict(nodes), list(zip(names[:-1], names[1:], strict=True))
+    return dict(nodes), list(itertools.pairwise(names))
 
 
 def maps() -> Net:
@@ -68,9 +71,19 @@ def maps() -> Net:
         (4, 8, 4), tau=np.linspace(3, 9, 4)[:, None, None] * DT, r=np.linspace(1, 2, 4)[:, None, None], v_leak=0.1,
         v_reset=-0.2, v_threshold=rng.uniform(0.3, 0.6, (4, 8, 4)),
     )  # fmt: skip
-    sums = {"type": "SumPool2d", "kernel_size": np.array([2, 2]), "stride": np.array([2, 1]), "padding": np.array([0, 1])}
+    sums = {
+        "type": "SumPool2d",
+        "kernel_size": np.array([2, 2]),
+        "stride": np.array([2, 1]),
+        "padding": np.array([0, 1]),
+    }
     second = {"type": "IF", "r": np.full((4, 4, 5), 300.0), "v_threshold": np.full((4, 4, 5), 1.5)}
-    means = {"type": "AvgPool2d", "kernel_size": np.array([3, 3]), "stride": np.array([2, 2]), "padding": np.array([1, 1])}
+    means = {
+        "type": "AvgPool2d",
+        "kernel_size": np.array([3, 3]),
+        "stride": np.array([2, 2]),
+        "padding": np.array([1, 1]),
+    }
     last = {"type": "LI", "tau": np.full(3, 4 * DT), "r": np.full(3, 2.0), "v_leak": np.array([0.5, 0.0, -0.5])}
     nodes, edges = chain(
         ("input", input_(2, 8, 9)), ("conv", conv), ("lif", first), ("sums", sums),
@@ -85,8 +98,8 @@ def rows() -> Net:
     """Conv1d: 'same' of an even kernel, 'valid' with a stride; Threshold; a Flatten of some axes only."""
     rng = np.random.default_rng(1)
     same = {
-        "type": "Conv1d", "weight": rng.normal(0.2, 0.5, (4, 1, 4)), "bias": np.zeros(4), "stride": 1, "padding": "same",
-        "dilation": 3, "groups": 2,
+        "type": "Conv1d", "weight": rng.normal(0.2, 0.5, (4, 1, 4)), "bias": np.zeros(4), "stride": 1,
+        "padding": "same", "dilation": 3, "groups": 2,
     }  # fmt: skip
     valid = {
         "type": "Conv1d", "weight": rng.normal(0.1, 0.5, (3, 4, 3)), "bias": rng.normal(0, 0.1, 3),
@@ -154,7 +167,12 @@ def delays() -> Net:
 def nested() -> Net:
     """A graph in a graph in a graph, the inner one recurrent."""
     rng = np.random.default_rng(6)
-    parts = {"w": affine(rng, 5, 3, 3.0), "rec": affine(rng, 5, 5, 2.0), "lif": lif((5,), r=1.5), "fc": affine(rng, 2, 5)}
+    parts = {
+        "w": affine(rng, 5, 3, 3.0),
+        "rec": affine(rng, 5, 5, 2.0),
+        "lif": lif((5,), r=1.5),
+        "fc": affine(rng, 2, 5),
+    }
     inner = graph(
         {"input": input_(5), "lif": parts["lif"], "rec": parts["rec"], "output": output(5)},
         [("input", "lif"), ("lif", "rec"), ("rec", "lif"), ("lif", "output")],
@@ -212,7 +230,8 @@ def test_the_onnx_file_fires_the_same(make: Callable[[], Net], tmp_path: Path) -
     assert str(made.verdict and made.verdict.outcome) == "exact"
     # The file says how its model was read.
     again = verify(path, tmp_path / "net.onnx", data=net.data())
-    assert str(again.outcome) == "exact" and again.runtimes[-1].comparison.name == "onnxruntime"
+    assert str(again.outcome) == "exact"
+    assert again.runtimes[-1].comparison.name == "onnxruntime"
 
 
 @pytest.mark.parametrize("make", NETS, ids=lambda make: make.__name__)

@@ -89,31 +89,35 @@ def norse_spikes(path: Path, data: NDArray[np.float32], late: tuple[str, str] | 
         if not isinstance(node, nir.Input | nir.Output | nir.Flatten)
     }
     layers = [name for name, node in graph.nodes.items() if isinstance(node, nir.IF | nir.LIF | nir.CubaLIF)]
-    assert layers and all("norse" in type(modules[name]).__module__ for name in layers)
+    assert layers
+    assert all("norse" in type(modules[name]).__module__ for name in layers)
     fired: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in layers}
     state: dict[str, Any] = {}
+
+    def value(name: str, x: torch.Tensor, values: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> Any:
+        if name in values:
+            return values[name]
+        heard = [
+            before.get(source) if (source, name) == late else value(source, x, values, before)
+            for source in sources[name]
+        ]
+        there = [h for h in heard if h is not None]
+        total = sum(there[1:], there[0]) if there else x
+        if isinstance(graph.nodes[name], nir.Flatten):
+            total = total.flatten(1)  # norse would flatten the batch
+        elif name in layers:
+            total, state[name] = modules[name](total, state.get(name))
+        elif name in modules:
+            total = modules[name](total)
+        values[name] = total
+        return total
+
     before: dict[str, torch.Tensor] = {}
     with torch.no_grad():
         for t in range(data.shape[1]):
             values: dict[str, torch.Tensor] = {}
-
-            def value(name: str, x: torch.Tensor, values: dict[str, torch.Tensor] = values) -> torch.Tensor:
-                if name in values:
-                    return values[name]
-                heard = [before.get(source) if (source, name) == late else value(source, x) for source in sources[name]]
-                there = [h for h in heard if h is not None]
-                total = sum(there[1:], there[0]) if there else x
-                if isinstance(graph.nodes[name], nir.Flatten):
-                    total = total.flatten(1)  # norse would flatten the batch
-                elif name in layers:
-                    total, state[name] = modules[name](total, state.get(name))
-                elif name in modules:
-                    total = modules[name](total)
-                values[name] = total
-                return total
-
             for name in graph.nodes:
-                value(name, torch.from_numpy(data[:, t]))
+                value(name, torch.from_numpy(data[:, t]), values, before)
             before = values
             for name in layers:
                 fired[name].append(values[name].numpy() != 0.0)
@@ -165,4 +169,5 @@ def test_a_recurrent_network_fires_as_in_norse_and_spikingjelly(test_data: Path,
     assert "recurrence: 'lif1.lif' hears 'lif1.w_rec' of the step before" in found.notes
     for spikes in spikes_everywhere(path, data, Answers(dt=STEP, data=data.shape), tmp_path):
         for name, layer in spikes.items():
-            assert np.array_equal(layer, norse[name]) and np.array_equal(layer, jelly[name]), name
+            assert np.array_equal(layer, norse[name]), name
+            assert np.array_equal(layer, jelly[name]), name

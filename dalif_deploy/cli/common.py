@@ -46,8 +46,8 @@ def loading_options(command: F) -> F:
         click.option("--readout", type=click.Choice(["mean", "sum", "last", "max"]), help="How the outputs of the "
                      "timesteps become the answer; inferred otherwise."),
         click.option("--dt", type=float, metavar="SECONDS", help="For a .nir of another tool: how long a timestep is."),
-        click.option("--reset", type=click.Choice(["hard", "subtract"]), help="For a .nir of another tool: what a spike "
-                     "does to the potential; hard otherwise."),
+        click.option("--reset", type=click.Choice(["hard", "subtract"]), help="For a .nir of another tool: what a "
+                     "spike does to the potential; hard otherwise."),
         click.option("--fires-at", type=click.Choice(["ge", "gt"]), help="For a .nir of another tool: whether a neuron "
                      "fires at its threshold or above it; gt otherwise."),
         click.option("--temporal/--static", "temporal", default=None, help="Whether the input changes over time; "
@@ -87,9 +87,9 @@ def load_options(values: dict[str, Any]) -> Any:
         state_key=values.pop("state_key"),
         **{
             key: values.pop(key)
-            for key in ("adapter", "trust_pickle", "timesteps", "input_shape", "layout", "readout", "temporal", "dt", "reset",
-                        "fires_at")
+            for key in ("adapter", "trust_pickle", "timesteps", "input_shape", "layout", "readout", "temporal")
         },
+        **{key: values.pop(key) for key in ("dt", "reset", "fires_at")},
     )
 
 

@@ -55,7 +55,10 @@ class ExportedFile:
 
 
 def is_exported(path: Path) -> bool:
-    """Whether dalif-export may have written the file, by content: a .nir of another tool is a model. Raises `DalifError` (FILE_MISSING, FILE_DAMAGED)."""
+    """Whether dalif-export may have written the file, by content: a .nir of another tool is a model.
+
+    Raises `DalifError` (FILE_MISSING, FILE_DAMAGED).
+    """
     kind = kind_of(path)
     return kind in FORMAT_OF and not (kind == "hdf5" and written_elsewhere(path))
 

@@ -240,8 +240,9 @@ def _max_pool(
 
 
 def _flatten(
-    node: Flatten | Reshape, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType], value: Values
-) -> Values:
+    node: Flatten | Reshape, inputs: Sequence[Values], errors: Sequence[Values], types: Sequence[TensorType],
+    value: Values,
+) -> Values:  # fmt: skip
     return errors[0].reshape(value.shape)
 
 

@@ -9,7 +9,7 @@ from dalif_deploy.capturing.nir_in.rules import Place
 from dalif_deploy.nodes import Add, Edge, Node, Scale, frozen
 
 _NEAR = 1e-6
-"""How far a delay may lie from a whole number of steps, as a share of a step and of itself: it is written in seconds."""
+"""How far a delay, written in seconds, may lie from a whole number of steps: as a share of a step and of itself."""
 
 
 def steps_of(place: Place) -> NDArray[np.int64]:

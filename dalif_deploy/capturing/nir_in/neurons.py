@@ -22,7 +22,7 @@ def lif(place: Place) -> list[Node]:
 
 
 def cuba_lif(place: Place) -> list[Node]:
-    """A synapse, whose current of the same step drives the membrane: tau_mem dv/dt = (v_leak - v) + r I, and a spike."""
+    """A synapse, whose current of the same step drives the membrane of a LIF: tau_mem dv/dt = (v_leak - v) + r I."""
     current = f"{place.name}.current"
     gain = frozen(place.parameter("r") * (place.dt() / place.positive("tau_mem")))
     leak = place.parameter("v_leak", 0.0)

@@ -284,10 +284,10 @@ class _Reading:
         readers = [self.flat.nodes[target] for source, target in self.flat.edges if source == raw.name]
         total = math.prod(shape)
         if readers and all(
-            node.kind in ("Affine", "Linear") and np.ndim(node.fields.get("weight")) == 2
-            and np.shape(node.fields["weight"])[1] == total for node in readers
+            node.kind in ("Affine", "Linear") and np.shape(node.fields.get("weight", 0.0))[1:] == (total,)
+            for node in readers
         ):  # fmt: skip
-            self.rules.say("Flatten's start_dim = 1 taken to count a batch axis, as the weights after it tell", raw.name)
+            self.rules.say("start_dim = 1 taken to count a batch axis, as the weights after it tell", raw.name)
             return RawNode(raw.name, raw.kind, {**raw.fields, "start_dim": 0, "end_dim": -1})
         return raw
 
@@ -350,7 +350,7 @@ class _Reading:
         return tuple(notes)
 
     def _answered(self) -> dict[str, str]:
-        found = {"nir_reset": self.rules.reset, "nir_fires_at": self.rules.fires_at}
+        found: dict[str, str] = {"nir_reset": self.rules.reset, "nir_fires_at": self.rules.fires_at}
         return found if self.rules.dt is None else {**found, "nir_dt": repr(self.rules.dt)}
 
 

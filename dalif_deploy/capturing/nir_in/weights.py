@@ -91,8 +91,8 @@ def _convolution(place: Place, name: str, source: Edge, weight: Array, axes: int
 def _same(weight: Array, dilation: tuple[int, int]) -> tuple[Array, tuple[int, int], tuple[int, int]]:
     """Weights, dilation and padding on both sides of a convolution whose output has the size of its input.
 
-    Where the padding is odd, the one more is on the far side, as in PyTorch: the kernel then gets a zero in front, which
-    takes the near side's extra place, and its dilation is written out as zeros.
+    Where the padding is odd, the one more is on the far side, as in PyTorch: the kernel then gets a zero in front,
+    which takes the near side's extra place, and its dilation is written out as zeros.
     """
     padding = []
     spacing = list(dilation)

@@ -56,14 +56,15 @@ def _leading_back(names: Sequence[str], edges: Edges, start: str) -> set[tuple[s
         walk = [(root, iter(sorted(targets[root], key=natural)))]
         while walk:
             node, ahead = walk[-1]
-            target = next(ahead, None)
-            if target is None:
+            for target in ahead:
+                if target in within:
+                    back.add((node, target))
+                elif target not in left:
+                    within.add(target)
+                    walk.append((target, iter(sorted(targets[target], key=natural))))
+                    break
+            else:
                 walk.pop()
                 within.discard(node)
                 left.add(node)
-            elif target in within:
-                back.add((node, target))
-            elif target not in left:
-                within.add(target)
-                walk.append((target, iter(sorted(targets[target], key=natural))))
     return back

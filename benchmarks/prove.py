@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 from digits_data import load_split  # noqa: E402  # the examples are scripts beside each other, no package
 from prove_exactness import table  # noqa: E402
 from prove_networks import rows  # noqa: E402
+from prove_nir import nmnist  # noqa: E402
 
 from dalif_deploy import Data, Verdict, export, load, verify  # noqa: E402
 
@@ -68,6 +69,7 @@ def main() -> None:
     verdict = digits()
     lines_of_levels, levels_hold = table()
     lines_of_networks, networks_hold = rows()
+    lines_of_nmnist, nmnist_holds = nmnist()
     timesteps = load(ROOT / "examples" / "models" / "digits.pt").timesteps
     lines = [
         "# Measured",
@@ -98,10 +100,17 @@ def main() -> None:
         "exports. Parameters leave out alpha and beta. The verdicts are those of every runtime that reads the file.",
         "",
         *lines_of_networks,
+        "",
+        "## A NIR file of sinabs on N-MNIST",
+        "",
+        "A trained network of three convolutions and five IF layers, as sinabs wrote it, read by the NIR text's rules;",
+        "100 real recordings as event counts of 1 ms, T = 300.",
+        "",
+        *lines_of_nmnist,
     ]
     TARGET.write_text("\n".join(lines) + "\n")
     print(f"{TARGET.relative_to(ROOT)}: written; {verdict.outcome}")
-    if not verdict.passes() or verdict.vacuous or not (levels_hold and networks_hold):
+    if not verdict.passes() or verdict.vacuous or not (levels_hold and networks_hold and nmnist_holds):
         sys.exit(1)
 
 

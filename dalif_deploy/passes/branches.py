@@ -72,7 +72,7 @@ class _Walk:
         for i, edge in enumerate(node.inputs):
             gain, shift = factor, offset if i == takes else frozen(np.zeros_like(offset))
             if isinstance(node, Concat):
-                stop = start + self.graph.types[edge.source].shape[0]
+                stop = start + self._shape(edge.source)[0]
                 gain, shift = frozen(factor[start:stop]), frozen(offset[start:stop])
                 start = stop
             if edge.delay and np.any(shift):
@@ -82,16 +82,22 @@ class _Walk:
             carried.changes[source] = replace(node, inputs=tuple(edges))
         return True
 
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a node; a Scale that was added since `graph` was built has its input's."""
+        while name not in self.graph:
+            name = self.nodes[name].inputs[0].source
+        return self.graph.types[name].shape
+
     def _own(self, name: str) -> bool:
         """Whether a branch has weights that nothing else reads."""
-        ndim = len(self.graph.types[name].shape)
+        ndim = len(self._shape(name))
         return name in self.alone and scaled(self.nodes[name], frozen(1.0), frozen(0.0), ndim) is not None
 
     def _branch(self, reader: str, edge: Edge, gain: Array, shift: Array, carried: Carried) -> Edge:
         name = edge.source
         node = self.nodes[name]
         if name in self.alone:
-            folded = scaled(node, gain, shift, len(self.graph.types[name].shape))
+            folded = scaled(node, gain, shift, len(self._shape(name)))
             if folded is not None:
                 carried.changes[name] = folded
                 carried.into.append(name)
@@ -104,7 +110,7 @@ class _Walk:
                     carried.into.extend(inner.into)
                     return edge
         fresh, number = f"{name}.scaled.{reader}", 2
-        while fresh in self.graph or any(scale.name == fresh for scale in carried.added):
+        while fresh in self.graph or fresh in self.nodes or any(scale.name == fresh for scale in carried.added):
             fresh, number = f"{name}.scaled.{reader}.{number}", number + 1
         carried.added.append(Scale(name=fresh, inputs=(Edge(name),), factor=_small(gain), offset=_small(shift)))
         return Edge(fresh, edge.delay)

@@ -196,7 +196,18 @@ def nested() -> Net:
     return Net(nodes, edges, late=[("block.inner.rec", "block.inner.lif")], file=file)
 
 
-NETS: list[Callable[[], Net]] = [maps, rows, same_maps, recurrent, delays, nested]
+def into_a_delay() -> Net:
+    """A cycle that is entered at a Delay of no step, which the edge that leads back reaches one step late."""
+    rng = np.random.default_rng(7)
+    nodes = {
+        "input": input_(3), "now": {"type": "Delay", "delay": np.zeros(3)}, "lif": lif((3,), r=1.5, v_threshold=0.5),
+        "rec": affine(rng, 3, 3), "output": output(3),
+    }  # fmt: skip
+    edges = [("input", "now"), ("rec", "now"), ("now", "lif"), ("lif", "rec"), ("lif", "output")]
+    return Net(nodes, edges, late=[("rec", "now")])
+
+
+NETS: list[Callable[[], Net]] = [maps, rows, same_maps, recurrent, delays, nested, into_a_delay]
 
 
 def read(net: Net, folder: Path) -> ForeignNir:

@@ -204,6 +204,13 @@ def test_the_gain_of_an_if(r: float, dt: float | None, gain: float, said: str, t
     assert any(said in note and note.endswith("lif") for note in notes)
 
 
+def test_gains_may_differ_within_an_if(tmp_path: Path) -> None:
+    spec = {"type": "IF", "r": np.array([1.0, 250.0]), "v_threshold": np.ones(2)}
+    found, notes = neuron(write(tmp_path / "net.nir", graph(nodes(lif=spec), EDGES)), dt=DT)
+    assert found.alpha.tolist() == [1.0, 0.25]
+    assert any("r = 1 taken as unit gain: lif" in note for note in notes)
+
+
 def test_an_if_with_another_gain_asks_for_dt(tmp_path: Path) -> None:
     spec = {"type": "IF", "r": np.full(2, 250.0), "v_threshold": np.ones(2)}
     path = write(tmp_path / "net.nir", graph(nodes(lif=spec), EDGES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
@@ -45,13 +46,17 @@ class Binning:
             if given not in get_args(choices):
                 raise DalifError(Code.BAD_OPTION, f"{option} {given}: give one of {', '.join(get_args(choices))}")
         if self.mode == "split" and self.size is not None:
-            raise DalifError(Code.BAD_OPTION, "--bin split takes no number: the model says how many timesteps there are")
+            raise DalifError(
+                Code.BAD_OPTION, "--bin split takes no number: the model says how many timesteps there are"
+            )
         if self.mode != "split" and not (isinstance(self.size, int) and 0 < self.size < 2**53):
             raise DalifError(
                 Code.BAD_OPTION, f"--bin {self.mode}: give a positive whole number, such as {self.mode}:1000"
             )
         if self.mode == "count" and self.start != "first":
-            raise DalifError(Code.BAD_OPTION, "--bin-start: says nothing where steps are counts of events; leave it out")
+            raise DalifError(
+                Code.BAD_OPTION, "--bin-start: says nothing where steps are counts of events; leave it out"
+            )
 
     @classmethod
     def parse(cls, text: str, *, values: str = "counts", start: str = "first") -> Self:
@@ -59,7 +64,8 @@ class Binning:
         mode, separator, size = text.partition(":")
         if (separator and not (size.isascii() and size.isdecimal())) or mode not in get_args(Mode):
             raise DalifError(
-                Code.BAD_OPTION, f"--bin {text}: write duration:MICROSECONDS, count:EVENTS or split, such as duration:1000"
+                Code.BAD_OPTION,
+                f"--bin {text}: write duration:MICROSECONDS, count:EVENTS or split, such as duration:1000",
             )
         return cls(mode, int(size) if separator else None, values, start)  # type: ignore[arg-type]  # checked above
 
@@ -166,6 +172,7 @@ class Binned:
         self.dtype: np.dtype[Any] = np.dtype(dtype)
         self.shape = (len(cells), *shape)
         self.ndim = len(self.shape)
+        self.size = math.prod(self.shape)
 
     def __len__(self) -> int:
         return len(self._cells)

@@ -46,17 +46,13 @@ class Binning:
             if given not in get_args(choices):
                 raise DalifError(Code.BAD_OPTION, f"{option} {given}: give one of {', '.join(get_args(choices))}")
         if self.mode == "split" and self.size is not None:
-            raise DalifError(
-                Code.BAD_OPTION, "--bin split takes no number: the model says how many timesteps there are"
-            )
+            raise DalifError(Code.BAD_OPTION, "--bin split takes no number: the timesteps are the model's")
         if self.mode != "split" and not (isinstance(self.size, int) and 0 < self.size < 2**53):
             raise DalifError(
                 Code.BAD_OPTION, f"--bin {self.mode}: give a positive whole number, such as {self.mode}:1000"
             )
         if self.mode == "count" and self.start != "first":
-            raise DalifError(
-                Code.BAD_OPTION, "--bin-start: says nothing where steps are counts of events; leave it out"
-            )
+            raise DalifError(Code.BAD_OPTION, "--bin-start: says nothing where steps are counts of events; omit it")
 
     @classmethod
     def parse(cls, text: str, *, values: str = "counts", start: str = "first") -> Self:
@@ -65,7 +61,7 @@ class Binning:
         if (separator and not (size.isascii() and size.isdecimal())) or mode not in get_args(Mode):
             raise DalifError(
                 Code.BAD_OPTION,
-                f"--bin {text}: write duration:MICROSECONDS, count:EVENTS or split, such as duration:1000",
+                f"--bin {text}: write duration:MICROSECONDS, count:EVENTS or split",
             )
         return cls(mode, int(size) if separator else None, values, start)  # type: ignore[arg-type]  # checked above
 
@@ -127,7 +123,8 @@ class BinningReport:
     def lines(self) -> tuple[str, ...]:
         """What a person is told: how it was binned, then one line on each thing that was lost or added."""
         told = [
-            f"events: {self.events:,} of {_many(self.recordings, 'recording')} in {self.binning.described(self.timesteps)}"
+            f"events: {self.events:,} of {_many(self.recordings, 'recording')} in "
+            f"{self.binning.described(self.timesteps)}"
         ]
         if self.cut_events:
             told.append(
@@ -267,6 +264,6 @@ def _check_values(events: Events, values: NDArray[np.int64], spec: InputSpec) ->
         why = "takes spikes, 0 or 1" if kind == "spikes" else f"takes {_dtype(spec)}, at most {most}"
         raise DalifError(
             Code.BAD_DATA,
-            f"{events.name}: a pixel has {largest} events in one step, and the model {why}; give --bin-values binary or "
-            "shorter steps",
+            f"{events.name}: a pixel has {largest} events in one step, and the model {why}; give --bin-values binary "
+            "or shorter steps",
         )

@@ -75,7 +75,9 @@ def checked_events(
         told = ", ".join(f"{length} {column}" for column, length in lengths.items())
         raise DalifError(Code.BAD_DATA, f"{name}: columns of different lengths, {told}; every event has all four")
     t, x, y, p = (columns[column].astype(np.int64) for column in ("t", "x", "y", "p"))
-    if len(beyond := np.flatnonzero(columns["t"] >= LATEST)):  # before the cast, which may wrap
+    # Unsigned times that are too large for int64 are negative now.
+    unsigned = columns["t"].dtype.kind == "u"
+    if len(beyond := np.flatnonzero((t >= LATEST) | (unsigned & (t < 0)))):
         raise _at(name, beyond, f"time stamp {columns['t'][beyond[0]]} is beyond 2**53 microseconds")
     if len(negative := np.flatnonzero(t < 0)):
         raise _at(name, negative, f"time stamp {t[negative[0]]} is negative; time is in microseconds from 0 on")

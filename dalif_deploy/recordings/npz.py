@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def _parts(
             {name: values[start:stop] for name, values in columns.items()},
             name=f"{path}: recording {number}", sensor=sensor,
         )
-        for number, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True))
+        for number, (start, stop) in enumerate(pairwise(starts.tolist()))
     ]  # fmt: skip
 
 

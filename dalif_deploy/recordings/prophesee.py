@@ -61,8 +61,9 @@ def decode_prophesee(content: bytes, header: Header, name: str) -> tuple[Columns
     FOREIGN_FILE for another version or kind of event; FILE_DAMAGED where the file ends inside a word.
     """
     body = content[header.size :]
+    notes: tuple[str, ...] = ()
     if header.kind in ("DAT1", "DAT2"):
-        columns, notes = _dat(body, header.kind, name), ()
+        columns = _dat(body, header.kind, name)
     elif header.kind in RAW:
         size = 4 if header.kind == "EVT2" else 2
         _check_whole(body, size, name)
@@ -100,8 +101,8 @@ def _dat(body: bytes, kind: str, name: str) -> Columns:
         raise DalifError(Code.FILE_DAMAGED, f"{name}: ends after its header; the file is truncated: copy it again")
     if body[0] not in (0x00, 0x0C) or body[1] != 8:
         raise DalifError(
-            Code.FOREIGN_FILE, f"{name}: holds events of type {body[0]} and {body[1]} bytes, not change detection (0 or "
-            "12, 8 bytes)",
+            Code.FOREIGN_FILE, f"{name}: holds events of type {body[0]} and {body[1]} bytes, not change detection (0 "
+            "or 12, 8 bytes)",
         )  # fmt: skip
     _check_whole(body[2:], 8, name)
     words = np.frombuffer(body, "<u4", offset=2).reshape(-1, 2).astype(np.int64)
@@ -118,7 +119,8 @@ def _latest(is_set: NDArray[np.bool_]) -> NDArray[np.intp]:
 
 
 def _early(count: int) -> tuple[str, ...]:
-    return (f"{count} events before the first time word are left out",) if count else ()
+    """What is said of events that stand before the words that give their time, row or column."""
+    return (f"events left out: {count}, before the first words that say their time and place",) if count else ()
 
 
 def _evt2(body: bytes) -> tuple[Columns, tuple[str, ...]]:
@@ -148,7 +150,7 @@ def _evt3(body: bytes) -> tuple[Columns, tuple[str, ...]]:
     bits = (mask[:, None] >> np.arange(12) & 1).astype(bool)
     bits[single, 0] = True
     place, bit = np.nonzero(bits)
-    timed = (row[place] >= 0) & (high[place] >= 0) & (low[place] >= 0) & (single[place] | (origin[place] >= 0))
+    timed = (row[place] >= 0) & (high[place] >= 0) & (single[place] | (origin[place] >= 0))
     left_out = int((~timed).sum())
     place, bit = place[timed], bit[timed]
     periods = np.zeros(len(words), np.int64)
@@ -157,7 +159,8 @@ def _evt3(body: bytes) -> tuple[Columns, tuple[str, ...]]:
     alone = single[place]
     source = np.where(alone, place, origin[place])
     columns = {
-        "t": periods[high[place]] << 12 | value[low[place]],
+        # The upper half of the time sets the lower one to 0.
+        "t": periods[high[place]] << 12 | np.where(low[place] > high[place], value[low[place]], 0),
         "x": np.where(alone, value[place] & 0x7FF, start + bit),
         "y": value[row[place]] & 0x7FF,
         "p": value[source] >> 11,

@@ -23,8 +23,17 @@ KINDS = "an .npz with t (or t_us), x, y and p, AEDAT 4, EVT2, EVT3, DAT, or N-MN
 
 
 def holds_events(path: Path) -> bool:
-    """Whether a file holds recordings of events, by content; a folder does. Raises `DalifError` (FILE_MISSING)."""
-    return path.is_dir() or _reader(path) is not None
+    """Whether a file holds recordings of events, by content; a folder, whether the first file in it or in one of its
+    folders does. Raises `DalifError` (FILE_MISSING)."""
+    if not path.is_dir():
+        return _reader(path) is not None
+    files = (entry for pattern in ("*", "*/*") for entry in sorted(path.glob(pattern)) if entry.is_file())
+    first = next((entry for entry in files if not _hidden(entry)), None)
+    return first is not None and _reader(first) is not None
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".")
 
 
 def read_recordings(path: str | Path) -> Recordings:
@@ -100,7 +109,7 @@ def _read_nmnist(path: Path) -> Recordings:
 
 
 def _folder(place: Path) -> Recordings:
-    entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in place.iterdir() if not _hidden(entry))
     folders = [entry for entry in entries if entry.is_dir()]
     if not entries:
         raise DalifError(Code.BAD_DATA, f"{place}: the folder is empty; recordings, or one folder a class, are needed")
@@ -116,7 +125,7 @@ def _folder(place: Path) -> Recordings:
         folders.sort(key=lambda folder: int(folder.name))
     parts, labels = [], []
     for number, folder in enumerate(folders):
-        for entry in sorted(entry for entry in folder.iterdir() if not entry.name.startswith(".")):
+        for entry in sorted(entry for entry in folder.iterdir() if not _hidden(entry)):
             if entry.is_dir():
                 raise DalifError(Code.BAD_DATA, f"{entry}: a folder inside a class's folder; only recordings go there")
             parts.append(read_recordings(entry))

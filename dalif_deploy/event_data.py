@@ -31,14 +31,15 @@ def spike_times(steps: NDArray[np.integer], dt: float) -> NDArray[np.float64]:
 
     `steps`: [n], from 0 on. Returns float64 [n]. Raises `DalifError` (BAD_OPTION) where no such time is found.
     """
-    times: NDArray[np.float64] = steps * np.float64(dt)
+    with np.errstate(over="ignore"):  # a time that is infinite is refused below
+        times: NDArray[np.float64] = steps * np.float64(dt)
     for _ in range(4):  # the product and the quotient are each off by half a unit at most
         early = np.floor(times / dt) < steps
         if not early.any():
             break
         times[early] = np.nextafter(times[early], np.inf)
     if (np.floor(times / dt) != steps).any():
-        raise DalifError(Code.BAD_OPTION, f"dt = {dt}: no time falls on each of {len(steps)} steps; give a larger dt")
+        raise DalifError(Code.BAD_OPTION, f"dt = {dt}: no time falls on each of {len(steps)} steps; give another dt")
     return times
 
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from dalif_deploy.errors import Code, DalifError
 
 MAGIC = b"#!AER-DAT"
+CAVEAT = "AEDAT 4 is read by faery, which raises a time stamp that goes back to the one before it"
+"""To be said of every such file: from what faery gives it cannot be told whether there were any."""
 _TROUBLE = b"dalif: "
 
 _DECODE = """

@@ -90,7 +90,7 @@ def _arrays(path: Path) -> tuple[str, ...]:
 
 def _read_aedat(path: Path) -> Recordings:
     columns, sensor = aedat.decode_aedat(path, _bytes(path, HEAD))
-    return Recordings((checked_events(columns, name=str(path), sensor=sensor),), None, path.name)
+    return Recordings((checked_events(columns, name=str(path), sensor=sensor),), None, path.name, (aedat.CAVEAT,))
 
 
 def _read_prophesee(path: Path) -> Recordings:
@@ -146,5 +146,5 @@ def _joined(place: Path, parts: list[Recordings], labels: list[int] | None, *not
     if labels is None and own and len(own) < len(parts):
         raise DalifError(Code.AMBIGUOUS, f"{place}: some of its files have labels and some have none")
     found = np.array(labels) if labels is not None else np.concatenate(own) if own else None
-    told = [note for part in parts for note in part.notes]
-    return Recordings(tuple(item for part in parts for item in part.items), found, f"{place.name}/", (*notes, *told))
+    told = dict.fromkeys((*notes, *(note for part in parts for note in part.notes)))
+    return Recordings(tuple(item for part in parts for item in part.items), found, f"{place.name}/", tuple(told))

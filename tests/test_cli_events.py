@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import dalif_deploy
 from dalif_deploy import Code, Encoding
+from dalif_deploy.deploy.data import as_data
 from dalif_deploy.equivalence import simulate
 from tests.commands import DIGITS, done, refused
 from tests.event_net import EventNet, saved
@@ -217,7 +218,10 @@ def test_from_python(place: Path) -> None:
     data = dalif_deploy.read_events(recordings, dalif_deploy.Binning("duration", 10), place / "model.pt")
     assert data.binning is not None
     assert data.binning.recordings == RECORDINGS
-    assert dalif_deploy.verify(place / "model.pt", data=data, samples=3).outcome.name == "EXACT"
+    verdict = dalif_deploy.verify(place / "model.pt", data=data, samples=3)
+    assert verdict.outcome.name == "EXACT"
+    assert verdict.notes[1] == data.binning.lines()[0]
+    assert as_data(data).inputs is data.inputs  # not laid out
     (recording,) = dalif_deploy.run(place / "model.onnx", data)
     assert np.array_equal(
         recording.spikes["sn1"].unpack(),

@@ -76,6 +76,19 @@ def test_what_faery_writes_is_read_whatever_the_suffix(name: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_the_corners_of_a_large_sensor_are_read(name: str, tmp_path: Path) -> None:
+    suffix, version = FORMATS[name]
+    columns = {
+        "t": np.arange(4),
+        "x": np.array([0, 303, 303, 0]),
+        "y": np.array([239, 0, 239, 0]),
+        "p": np.arange(4) % 2,
+    }
+    (events,) = read_recordings(written(tmp_path / f"a.{suffix}", columns, version, (304, 240))).items
+    assert same(events, columns)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_real_recordings_survive_every_format(name: str, tmp_path: Path, test_data: Path) -> None:
     with np.load(test_data / "dvs" / "ncars_sample.npz") as file:
         columns = {"t": file["t_us"], **{key: file[key] for key in "xyp"}}
@@ -187,6 +200,7 @@ def test_folders_of_classes(tmp_path: Path) -> None:
 WRONG: dict[str, tuple[Columns, Code, str]] = {
     "unsorted": ({"t": np.array([5, 9, 7])}, Code.BAD_DATA, "event 2: time stamp 7 comes after 9"),
     "negative": ({"t": np.array([-3, 9, 10])}, Code.BAD_DATA, "event 0: time stamp -3 is negative"),
+    "far beyond": ({"t": np.array([1, 2, 2**53])}, Code.BAD_DATA, f"event 2: time stamp {2**53} is beyond"),
     "beyond": ({"t": np.array([1, 2, 2**63], np.uint64)}, Code.BAD_DATA, f"time stamp {2**63} is beyond"),
     "nan": ({"t": np.array([1.0, np.nan, 3.0])}, Code.NOT_FINITE, "`t` holds NaN"),
     "float time": ({"t": np.array([1.0, 2.0, 3.0])}, Code.BAD_DATA, "`t` is float64; whole microseconds"),
@@ -203,6 +217,7 @@ WRONG: dict[str, tuple[Columns, Code, str]] = {
     "left of it": ({"x": np.array([-1, -1, 4])}, Code.BAD_DATA, "pixel x = -1, y = 1 does not exist"),
     "width": ({"width": np.array(0)}, Code.BAD_DATA, "`width` is int64 []; one positive whole number"),
     "offsets": ({"offsets": np.array([0, 2])}, Code.BAD_DATA, "`offsets` (int64 [2]) do not divide the 3 events"),
+    "late offsets": ({"offsets": np.array([1, 3])}, Code.BAD_DATA, "`offsets`"),
     "falling offsets": ({"offsets": np.array([0, 3, 2, 3])}, Code.BAD_DATA, "`offsets`"),
     "labels": ({"offsets": np.array([0, 2, 3]), "labels": np.array([1])}, Code.BAD_DATA, "whole numbers [2], one a"),
     "two labels": ({"label": np.array(1), "labels": np.array(1)}, Code.AMBIGUOUS, "both `labels` and `label`"),
@@ -285,6 +300,7 @@ CUT: dict[str, tuple[bytes, Code, str]] = {
     "aedat3": (b"#!AER-DAT3.1\r\n#Format: RAW\r\n", Code.FOREIGN_FILE, "is AEDAT 3.1, and only AEDAT 4"),
     "cut nmnist.bin": (nmnist_bytes(made())[:-2], Code.FILE_DAMAGED, "no whole number of events of 5 bytes"),
     "unsorted.bin": (bytes([1, 1, 0, 0, 9, 1, 1, 0, 0, 8]), Code.BAD_DATA, "time stamp 8 comes after 9"),
+    "unsorted": (bytes([1, 1, 0, 0, 9, 1, 1, 0, 0, 8]), Code.FOREIGN_FILE, "not a recording of events"),
     "text": (b"hello, world!!!", Code.FOREIGN_FILE, "not a recording of events"),
     "empty": (b"", Code.FOREIGN_FILE, "not a recording of events"),
     "zip": (b"PK\x03\x04 and no more", Code.FOREIGN_FILE, "not a recording of events"),
@@ -324,6 +340,13 @@ def test_damaged_aedat4_is_one_line_and_ends_nobody(part: float, tmp_path: Path)
     # A place in the middle of the description, at which the decoder itself gives up.
     path.write_bytes(content.replace(b'path="/mainloop', b'path="\xff\xfemainloop', 1))
     assert "cannot be read as AEDAT 4" in refusal(path, Code.FILE_DAMAGED)
+
+
+def test_a_file_that_lies_about_is_not_taken_for_faery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path / "a.aedat4", made(), None)
+    (tmp_path / "faery.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    assert same(read_recordings(path).items[0], made())
 
 
 def test_what_faery_does_to_time_stamps_is_said(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         inspect,
         load,
         read_data,
+        read_events,
         run,
         save,
         verify,
@@ -36,14 +37,17 @@ if TYPE_CHECKING:
     from dalif_deploy.encoding import Encoding
     from dalif_deploy.equivalence import Verdict
     from dalif_deploy.errors import Code, DalifError
+    from dalif_deploy.event_data import read_event_data, to_event_data
     from dalif_deploy.exporters.nir import to_nir
     from dalif_deploy.exporters.onnx import to_onnx
     from dalif_deploy.graph import SpikingGraph
     from dalif_deploy.neuron import DALIF, reset
     from dalif_deploy.passes import fold
     from dalif_deploy.recording import Recording
+    from dalif_deploy.recordings import Binning, Recordings, read_recordings
 
 _HOME = {
+    "Binning": "recordings",
     "Code": "errors",
     "DALIF": "neuron",
     "DalifError": "errors",
@@ -54,6 +58,7 @@ _HOME = {
     "LoadOptions": "deploy",
     "NeuronParameters": "capturing.neurons",
     "Recording": "recording",
+    "Recordings": "recordings",
     "SpikingGraph": "graph",
     "Verdict": "equivalence",
     "capture": "deploy",
@@ -62,16 +67,21 @@ _HOME = {
     "inspect": "deploy",
     "load": "deploy",
     "read_data": "deploy",
+    "read_event_data": "event_data",
+    "read_events": "deploy",
+    "read_recordings": "recordings",
     "register_neuron": "capturing.neurons",
     "reset": "neuron",
     "run": "deploy",
     "save": "deploy",
+    "to_event_data": "event_data",
     "to_nir": "exporters.nir",
     "to_onnx": "exporters.onnx",
     "verify": "deploy",
 }
 
 __all__ = [
+    "Binning",
     "DALIF",
     "Code",
     "DalifError",
@@ -82,6 +92,7 @@ __all__ = [
     "LoadOptions",
     "NeuronParameters",
     "Recording",
+    "Recordings",
     "SpikingGraph",
     "Verdict",
     "__version__",
@@ -91,10 +102,14 @@ __all__ = [
     "inspect",
     "load",
     "read_data",
+    "read_event_data",
+    "read_events",
+    "read_recordings",
     "register_neuron",
     "reset",
     "run",
     "save",
+    "to_event_data",
     "to_nir",
     "to_onnx",
     "verify",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
+from dalif_deploy.cli.events import event_options, given_data, take_event_options
 
 EXAMPLES = """
 \b
@@ -66,7 +67,8 @@ Examples:
 @click.option(
     "--data",
     type=PATH,
-    help="Inputs to verify on, .npz or .npy; default: the samples stored with the model.",
+    help="Inputs to verify on, .npz or .npy, or event-camera recordings, with --bin; default: the samples stored "
+    "with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Verify on at most N samples.")
 @click.option(
@@ -76,6 +78,7 @@ Examples:
     help="Write nothing; say of every node of the model whether this target takes it, and why not.",
 )
 @force_option
+@event_options
 @loading_options
 @output_options
 def command(
@@ -91,18 +94,19 @@ def command(
     Exit status: 0 written, or with --check nothing stands in the way; 1 the model cannot be exported exactly, or the
     file diverges; 2 unusable input.
     """
-    from dalif_deploy.deploy import check, export, read_data
+    from dalif_deploy.deploy import check, export
     from dalif_deploy.report.checked import print_check
     from dalif_deploy.report.terminal import one_line
 
     talk = Talk(quiet=quiet)
     options = load_options(rest)
+    binning = take_event_options(rest)
     given = {key: value for key, value in rest.items() if value is not None}
     if checked:
         if output is not None or force:
             raise click.UsageError("--check writes nothing; leave out -o and --force")
         found = check(
-            model, to=target, options=options, data=None if data is None else read_data(data), samples=samples,
+            model, to=target, options=options, data=given_data(data, binning, model, options, samples), samples=samples,
             verified=verified, precision=precision, **given,
         )  # fmt: skip
         for note in found.notes:
@@ -113,8 +117,8 @@ def command(
             print_check(found)
         return 0 if found.supported else 1
     result = export(
-        model, output, to=target, options=options, data=None if data is None else read_data(data), samples=samples,
-        verified=verified, force=force, precision=precision, progress=talk.progress, **given,
+        model, output, to=target, options=options, data=given_data(data, binning, model, options, samples),
+        samples=samples, verified=verified, force=force, precision=precision, progress=talk.progress, **given,
     )  # fmt: skip
     for note in result.notes:
         talk.note(note)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
+from dalif_deploy.cli.events import event_options, given_data, take_event_options
 
 EXAMPLES = """
 \b
@@ -25,11 +26,13 @@ Examples:
 @click.option(
     "--data",
     type=PATH,
-    help="Inputs to measure firing on, .npz or .npy; default: the spikes stored with a model.pt, else none.",
+    help="Inputs to measure firing on, .npz or .npy, or event-camera recordings, with --bin; default: the spikes "
+    "stored with a model.pt, else none.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="Measure on at most N samples.")
 @click.option("--plot", type=PATH, metavar="OUT.png", help="Draw every layer's firing rate over time.")
 @force_option
+@event_options
 @loading_options
 @output_options
 def command(
@@ -43,12 +46,13 @@ def command(
 
     Exit status: 0 it could be read; 1 a layer cannot be; 2 unusable input.
     """
-    from dalif_deploy.deploy import inspect, read_data
+    from dalif_deploy.deploy import inspect
     from dalif_deploy.deploy.files import check_output
     from dalif_deploy.report.inspection import print_inspection
 
     talk = Talk(quiet=quiet)
     options = load_options(rest)
+    binning = take_event_options(rest)
     if plot is not None:
         from dalif_deploy.report.plot import check_plot
 
@@ -56,7 +60,7 @@ def command(
         check_output(plot, model=model, force=force, data=data)
     found = inspect(
         model,
-        data=None if data is None else read_data(data),
+        data=given_data(data, binning, model, options, samples),
         samples=samples,
         options=options,
         progress=talk.progress,

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from dalif_deploy.cli.common import PATH, Talk, force_option, load_options, loading_options, main, output_options
+from dalif_deploy.cli.events import event_options, given_data, take_event_options
 
 EXAMPLES = """
 \b
@@ -16,6 +17,7 @@ Examples:
   dalif-verify model.pt net.onnx net.nir
   dalif-verify model.pt net.onnx --data test.npz --samples 100
   dalif-verify model.pt net.nir --runtime norse --strict --json
+  dalif-verify model.pt net.onnx --data recordings/ --bin duration:1000
   dalif-verify model.pt net.onnx --data test.npz -o results.npz
   dalif-verify --from results.npz --strict
   dalif-verify model.pt --from chip.npz --data test.npz
@@ -30,7 +32,8 @@ Examples:
 @click.option(
     "--data",
     type=PATH,
-    help="Inputs, .npz with `inputs` and perhaps `labels`, or .npy; default: the samples stored with the model.",
+    help="Inputs, .npz with `inputs` and perhaps `labels`, or .npy, or event-camera recordings, with --bin; "
+    "default: the samples stored with the model.",
 )
 @click.option("--samples", type=click.IntRange(min=1), metavar="N", help="At most N samples.")
 @click.option(
@@ -72,6 +75,7 @@ Examples:
     help="Whether this runtime is fit for bit-exact use on this machine, and why not; needs no MODEL.",
 )
 @click.option("--strict", is_flag=True, help="Exit 1 if any spike differs, even where rounding explains it.")
+@event_options
 @loading_options
 @output_options
 def command(
@@ -87,7 +91,7 @@ def command(
 
     Exit status: 0 no divergence (rounding included, unless --strict); 1 divergent; 2 unusable input.
     """
-    from dalif_deploy.deploy import check_certificate, decide_again, judge_again, probe, read_data, verify
+    from dalif_deploy.deploy import check_certificate, decide_again, judge_again, probe, verify
     from dalif_deploy.deploy.results import is_results
     from dalif_deploy.report.terminal import print_certificate, print_probe, print_verdict
 
@@ -111,6 +115,7 @@ def command(
         return 0 if check.holds else 1
     talk = Talk(quiet=quiet)
     options = load_options(rest)
+    binning = take_event_options(rest)
     if keep_inputs and output is None:
         raise click.UsageError("--keep-inputs needs -o RESULTS.npz, where the inputs go")
     if stored := [path for path in recordings if is_results(path)]:
@@ -118,7 +123,7 @@ def command(
             raise click.UsageError(
                 f"--from {stored[0]}: results are decided alone; beside them give only MODEL and --data"
             )
-        given = None if data is None else read_data(data)
+        given = given_data(data, binning, model, options)
         if model is None and given is not None:
             raise click.UsageError(f"--data is of no use without MODEL: {stored[0]} is decided from its own bounds")
         verdict = (
@@ -129,7 +134,7 @@ def command(
         raise click.UsageError("MODEL is missing: give the trained model that the files came from")
     else:
         verdict = verify(
-            model, *exported, data=None if data is None else read_data(data), samples=samples,
+            model, *exported, data=given_data(data, binning, model, options, samples), samples=samples,
             runtimes=runtimes or None, recordings=recordings, options=options, progress=talk.progress,
             results=output, keep_inputs=keep_inputs, force=force,
         )  # fmt: skip

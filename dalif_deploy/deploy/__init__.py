@@ -3,6 +3,7 @@
 from dalif_deploy.certificate import check_certificate
 from dalif_deploy.deploy.checking import CheckResult, check
 from dalif_deploy.deploy.data import Data, read_data
+from dalif_deploy.deploy.event_files import read_events
 from dalif_deploy.deploy.exporting import DivergentError, ExportResult, export
 from dalif_deploy.deploy.inspected import InspectedLayer, Inspection
 from dalif_deploy.deploy.inspecting import inspect
@@ -34,6 +35,7 @@ __all__ = [
     "open_model",
     "probe",
     "read_data",
+    "read_events",
     "run",
     "save",
     "verify",

@@ -141,8 +141,9 @@ def check(
             return result(None, [*findings, *_not_reached(module, findings)])
         rows = _merged(findings, conversion.judged(found.graph, export_error=None))
         return result(found.graph, [_in_users_words(row, found.places.get(row.name)) for row in rows])
+    told = data.notes if isinstance(data, Data) else ()
     against = _export_error(opened, conversion, data, samples, verified=verified)
-    return result(opened.graph, conversion.judged(opened.graph, export_error=against), opened.notes)
+    return result(opened.graph, conversion.judged(opened.graph, export_error=against), (*told, *opened.notes))
 
 
 def _module(path: Path | None, options: LoadOptions) -> torch.nn.Module | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.encoding import InputSpec
 from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.recordings import Binned, BinningReport, holds_events
 
 SEED = 20_24
 BATCH = 32
@@ -23,19 +24,23 @@ Progress = Callable[[int, int], None]
 @dataclass(frozen=True, eq=False)
 class Data:
     """Inputs, [N, ...] or [N, T, ...], labels [N] where there are any, one phrase on where they come from, and
-    the file that they come from."""
+    the file that they come from. `binning`: how events became them; `notes`: what is to be said of them, one line each.
+    """
 
-    inputs: NDArray[np.generic]
+    inputs: NDArray[np.generic] | Binned
     labels: NDArray[np.integer] | None
     origin: str
     path: Path | None = None
+    binning: BinningReport | None = None
+    notes: tuple[str, ...] = ()
 
     def first(self, samples: int | None) -> Data:
         """At most the first `samples`."""
         if samples is None or samples >= len(self.inputs):
             return self
         labels = None if self.labels is None else self.labels[:samples]
-        return Data(self.inputs[:samples], labels, f"the first {samples} of {self.origin}", self.path)
+        origin = f"the first {samples} of {self.origin}"
+        return replace(self, inputs=self.inputs[:samples], labels=labels, origin=origin)
 
     def batches(self, size: int = BATCH) -> Iterator[NDArray[np.generic]]:
         """The inputs, `size` samples at a time."""
@@ -46,8 +51,13 @@ class Data:
 def read_data(path: Path) -> Data:
     """An .npz with `inputs` and perhaps `labels`, or an .npy with the inputs. No pickled objects are loaded.
 
-    Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE, BAD_DATA.
+    Raises `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE, BAD_DATA; AMBIGUOUS for recordings of events.
     """
+    if holds_events(path):
+        raise DalifError(
+            Code.AMBIGUOUS, f"{path}: holds events, and nothing says how they become timesteps; give --bin "
+            "duration:MICROSECONDS, --bin count:EVENTS or --bin split (in Python: dalif_deploy.read_events)"
+        )  # fmt: skip
     try:
         with path.open("rb") as file:
             head = file.read(6)
@@ -92,20 +102,20 @@ def _read(path: Path, loaded: Any) -> Data:
 
 
 def _checked(
-    path: Path | str, inputs: NDArray[np.generic], labels: NDArray[np.generic] | None, given: Data
+    path: Path | str, inputs: NDArray[np.generic] | Binned, labels: NDArray[np.generic] | None, given: Data
 ) -> Data:  # fmt: skip
     if inputs.ndim < 2 or not len(inputs):
         raise DalifError(
             Code.BAD_DATA, f"{path}: `inputs` of shape {list(inputs.shape)}; [N, ...] with N >= 1 is needed"
         )
     if labels is None:
-        return Data(inputs, None, given.origin, given.path)
+        return replace(given, inputs=inputs, labels=None)
     if labels.shape != (len(inputs),) or not np.issubdtype(labels.dtype, np.integer):
         raise DalifError(
             Code.BAD_DATA,
             f"{path}: `labels` are {labels.dtype} {list(labels.shape)}; whole numbers [{len(inputs)}] are needed",
         )
-    return Data(inputs, labels, given.origin, given.path)  # type: ignore[arg-type]  # issubdtype above
+    return replace(given, inputs=inputs, labels=labels)  # type: ignore[arg-type]  # issubdtype above
 
 
 def as_array(values: Any, name: str) -> NDArray[np.generic]:
@@ -134,7 +144,7 @@ def as_data(data: Any) -> Data:
     Raises `DalifError` (BAD_DATA).
     """
     given = data if isinstance(data, Data) else Data(data, None, "the given data")
-    inputs = as_array(given.inputs, "data")
+    inputs = given.inputs if isinstance(given.inputs, Binned) else as_array(given.inputs, "data")
     labels = None if given.labels is None else as_array(given.labels, "labels")
     return _checked(given.path or "data", inputs, labels, given)
 

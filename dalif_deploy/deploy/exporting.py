@@ -82,6 +82,8 @@ def export(
         raise DalifError(Code.BAD_OPTION, f"--to {to}: unknown; there are {', '.join(known)}")
     given = None if data is None else as_data(data)
     opened = open_model(model, options or LoadOptions(), given)
+    if given is not None:
+        opened = replace(opened, notes=(*given.notes, *opened.notes))
     suffix = ".pt" if to == "pt" else file_format(to).suffix
     target = _target(opened, path, suffix)
     check_output(target, model=opened.path, force=force, data=None if given is None else given.path)

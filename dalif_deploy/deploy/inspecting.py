@@ -100,7 +100,7 @@ def _of_model(
 ) -> Inspection:
     graph = model.graph
     form: Form = "folded" if kind == "nir" else "trained"
-    notes = list(model.notes)
+    notes = [*(data.notes if data else ()), *model.notes]
     folded: SpikingGraph | None = None
     try:
         folded = graph if form == "folded" else fold(graph)
@@ -251,6 +251,7 @@ def _of_file(file: ExportedFile, data: Data | None, progress: Progress | None) -
     notes = ["an .onnx is not read back as layers: inspect the model for its cost"]
     rates: dict[str, NDArray[np.float64]] = {}
     if data is not None:
+        notes += data.notes
         rates = _rates_of_file(file, data, spec, progress)
     layers = tuple(
         InspectedLayer(

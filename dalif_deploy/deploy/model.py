@@ -135,7 +135,9 @@ def open_model(
 
 def examples_of(options: LoadOptions, data: Data | NDArray[np.generic] | None) -> LoadOptions:
     """`options` with `data` to capture on, where there is any."""
-    return options if data is None else replace(options, examples=data.inputs if isinstance(data, Data) else data)
+    if data is None:
+        return options
+    return replace(options, examples=data.inputs[:SEEDED_SAMPLES] if isinstance(data, Data) else data)
 
 
 def module_in(path: Path, options: LoadOptions) -> tuple[torch.nn.Module, tuple[str, ...]] | None:

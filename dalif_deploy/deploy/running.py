@@ -130,11 +130,12 @@ def summarised(opened: Opened, data: Data, *, keep_spikes: bool, progress: Progr
     )
 
 
-def write_results(result: RunResult, path: Path) -> None:
-    """`logits`, `predictions`, `rates.<layer>` and `spikes.<layer>` as an .npz, whole or not at all."""
+def write_results(result: RunResult, path: Path, *, spikes: bool = True) -> None:
+    """`logits`, `predictions`, `rates.<layer>` and, where `spikes`, `spikes.<layer>`: an .npz, whole or not at all."""
     arrays: dict[str, Any] = {"logits": result.logits, "predictions": result.predictions}
     arrays.update({f"rates.{name}": np.asarray(rate) for name, rate in result.rates.items()})
-    arrays.update({f"spikes.{name}": spikes for name, spikes in result.spikes.items()})
+    if spikes:
+        arrays.update({f"spikes.{name}": train for name, train in result.spikes.items()})
     with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
 

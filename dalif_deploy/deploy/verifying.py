@@ -181,7 +181,9 @@ def verify(
             runtimes=tuple(candidate.result(done, labelled) for candidate in candidates.found),
             accuracy=correct / done if labelled else None,
             notes=tuple(
-                dict.fromkeys((f"data: {chosen.origin}", *rounded_inputs(chosen), *opened.notes, *candidates.notes))
+                dict.fromkeys(
+                    (f"data: {chosen.origin}", *chosen.notes, *rounded_inputs(chosen), *opened.notes, *candidates.notes)
+                )
             ),
         )
         if writer is not None:

@@ -31,7 +31,7 @@ demo: .venv/ready
 	@$(BIN)/python examples/demo.py
 
 test: .venv/ready-test
-	DALIF_REQUIRE_SIMULATORS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 DALIF_REQUIRE_SIMULATORS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 # mypy and import-linter see exporters/ and runtimes/ under their installed names in an installed copy only.
 lint: .venv/ready-test

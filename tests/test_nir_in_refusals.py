@@ -89,6 +89,10 @@ def _slash(file: h5py.File) -> None:
     file.move("node/nodes/fc", "node/nodes/block/fc")
 
 
+def _within(file: h5py.File) -> None:
+    file.copy("node/nodes/fc", "node/nodes/lif/fc")
+
+
 def _itself(file: h5py.File) -> None:
     file["node/nodes/inner"] = file["node"]
 
@@ -121,6 +125,7 @@ def _huge(file: h5py.File) -> None:
     ("change", "code", "part"),
     [
         (_slash, Code.BAD_GRAPH, "node 'block' has no type; a '/' in a name, as of 'block/fc', splits it"),
+        (_within, Code.BAD_GRAPH, "node 'lif' (LIF) has a node 'fc' in it; a '/' in a name, as of 'lif/fc', splits it"),
         (_itself, Code.BAD_GRAPH, "node 'inner' is nested into itself"),
         (_elsewhere, Code.FOREIGN_FILE, "'fc' lies in another file"),
         (_nowhere, Code.FILE_DAMAGED, "'fc' leads nowhere"),
@@ -272,11 +277,11 @@ def test_a_timestep_longer_than_a_time_constant_is_said(tmp_path: Path) -> None:
 
 
 def test_a_long_chain_and_a_cycle_with_two_ways_in(tmp_path: Path) -> None:
-    links = {f"s{i}": {"type": "Scale", "scale": np.ones(2)} for i in range(1500)}
+    links = {f"s{i}": {"type": "Scale", "scale": np.ones(2)} for i in range(1100)}
     names = ["fc", *links, "lif"]
     edges = [("input", "fc"), *itertools.pairwise(names), ("lif", "output")]
     found = read_foreign_nir(write(tmp_path / "long.nir", graph(nodes(**links), edges)), Answers(dt=DT, timesteps=1))
-    assert len(found.graph.nodes) == 1504
+    assert len(found.graph.nodes) == 1104
     both = [("input", "fc"), ("fc", "lif"), ("fc", "lif2"), ("lif", "lif2"), ("lif2", "lif"), ("lif2", "output")]
     path = write(tmp_path / "both.nir", graph(nodes(lif2=lif((2,))), both))
     notes = read_foreign_nir(path, Answers(dt=DT, timesteps=1)).notes

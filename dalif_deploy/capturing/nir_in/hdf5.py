@@ -79,11 +79,16 @@ def _node(name: str, group: h5py.Group, above: tuple[int, ...]) -> RawNode | Raw
     kind = _text(group["type"][()])
     if kind == "NIRGraph":
         return _graph(name, group, (*above, address))
-    fields = {
-        key: _value(f"node '{name}' ({kind})", key, item)
-        for key, item in _items(name, group)
-        if key not in ("type", "metadata")
-    }
+    fields = {}
+    for key, item in _items(name, group):
+        if isinstance(item, h5py.Group):
+            if "type" in item:
+                raise DalifError(
+                    Code.BAD_GRAPH, f"node '{name}' ({kind}) has a node '{key}' in it; a '/' in a name, as of "
+                    f"'{name}/{key}', splits it in a file: rename the node and write the file again",
+                )  # fmt: skip
+        elif key != "type":
+            fields[key] = _value(f"node '{name}' ({kind})", key, item)
     return RawNode(name, kind, fields)
 
 

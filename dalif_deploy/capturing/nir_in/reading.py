@@ -242,15 +242,19 @@ class _Reading:
         waiting = sorted((name for name in self.heard if name not in done), key=natural)
         ordered: list[str] = []
         while waiting:
-            known = {name: [edge.source in done for edge in sources[name]] for name in waiting}
-            name = next((name for name in waiting if all(known[name])), None)
-            name = name or next((name for name in waiting if any(known[name])), None)
-            if name is None:
-                names = ", ".join(f"'{name}'" for name in waiting)
-                raise DalifError(Code.BAD_GRAPH, f"nodes that only hear each other, not the input: {names}")
-            waiting.remove(name)
-            ordered.append(name)
-            done.add(name)
+            before = len(ordered)
+            for name in waiting:
+                if all(edge.source in done for edge in sources[name]):
+                    ordered.append(name)
+                    done.add(name)
+            if len(ordered) == before:  # a cycle: it is entered where something is known
+                entry = next((n for n in waiting if any(edge.source in done for edge in sources[n])), None)
+                if entry is None:
+                    names = ", ".join(f"'{name}'" for name in waiting)
+                    raise DalifError(Code.BAD_GRAPH, f"nodes that only hear each other, not the input: {names}")
+                ordered.append(entry)
+                done.add(entry)
+            waiting = [name for name in waiting if name not in done]
         return ordered
 
     def _read_node(self, raw: RawNode, edges: list[Edge]) -> None:

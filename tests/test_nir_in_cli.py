@@ -112,3 +112,18 @@ def test_inspect_looks_at_it(net: Path, data: Path) -> None:
     found = done("inspect", net, "--dt", DT, "--data", data, "--json").json()
     assert [layer["name"] for layer in found["layers"]] == ["lif"]
     assert found["layers"][0]["rate"] > 0.0
+
+
+def test_events_are_binned_to_the_steps_of_the_exported_file(nodes: dict[str, Spec], tmp_path: Path) -> None:
+    maps = {
+        "input": input_(2, 3, 4), "flat": {"type": "Flatten", "start_dim": 0, "end_dim": -1},
+        "fc": affine(np.random.default_rng(2), 4, 24, 2.0), "lif": nodes["lif"], "output": output(4),
+    }  # fmt: skip
+    path = write(tmp_path / "maps.nir", graph(maps, [("input", "flat"), ("flat", "fc"), *EDGES[1:]]))
+    rng = np.random.default_rng(4)
+    x, y, p = (rng.integers(0, n, 200).astype(np.uint8) for n in (4, 3, 2))
+    np.savez(tmp_path / "events.npz", x=x, y=y, p=p, t=np.sort(rng.integers(0, 9000, 200)))
+    binned = ("--data", tmp_path / "events.npz", "--bin", "duration:1000")
+    done("export", "--to", "onnx", path, "--dt", DT, "-T", 8, *binned, "-o", tmp_path / "maps.onnx")
+    found = done("verify", path, tmp_path / "maps.onnx", *binned, "--json").json()
+    assert (found["verdict"], found["timesteps"]) == ("exact", 8)

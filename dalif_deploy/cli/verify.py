@@ -92,6 +92,7 @@ def command(
     Exit status: 0 no divergence (rounding included, unless --strict); 1 divergent; 2 unusable input.
     """
     from dalif_deploy.deploy import check_certificate, decide_again, judge_again, probe, verify
+    from dalif_deploy.deploy.exported import answered_by_files
     from dalif_deploy.deploy.results import is_results
     from dalif_deploy.report.terminal import print_certificate, print_probe, print_verdict
 
@@ -133,6 +134,7 @@ def command(
     elif model is None:
         raise click.UsageError("MODEL is missing: give the trained model that the files came from")
     else:
+        options = answered_by_files(model, options, exported)  # events are binned to a file's timesteps
         verdict = verify(
             model, *exported, data=given_data(data, binning, model, options, samples), samples=samples,
             runtimes=runtimes or None, recordings=recordings, options=options, progress=talk.progress,

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 import dalif_deploy
 from dalif_deploy import Code, Encoding
+from dalif_deploy.deploy import LoadOptions
 from dalif_deploy.deploy.data import as_data
+from dalif_deploy.deploy.running import open_for_run, summarised
 from dalif_deploy.equivalence import simulate
 from tests.commands import DIGITS, done, refused
 from tests.event_net import EventNet, saved
@@ -202,6 +204,17 @@ def test_real_recordings_fire_the_same_in_every_runtime(place: Path, test_data: 
     }  # fmt: skip
     assert all(0.02 < rate < 0.9 for rate in verdict["rates"].values())
     assert "accuracy" in verdict["runtimes"][0]
+
+
+def test_a_network_of_another_tool_knows_its_digits(test_data: Path) -> None:
+    data = dalif_deploy.read_events(
+        test_data / "nmnist" / "nmnist_events_300.npz", "duration:1000", test_data / "nir_graphs" / "cnn_sinabs.nir",
+        options=LoadOptions(dt=1e-3, timesteps=300), samples=8,
+    )  # fmt: skip
+    opened = open_for_run(
+        test_data / "nir_graphs" / "cnn_sinabs.nir", options=LoadOptions(dt=1e-3, timesteps=300), data=data
+    )
+    assert summarised(opened, data, keep_spikes=False).accuracy == 1.0
 
 
 def test_another_sensor_is_refused_and_its_own_is_not(tmp_path: Path, test_data: Path) -> None:

@@ -460,6 +460,17 @@ def test_a_certificate_that_cannot_be_read_is_damage(text: str, tmp_path: Path) 
         altered(exact_file("ties", "exact"), tmp_path, alter)
 
 
+def test_a_split_of_fewer_outputs_than_it_has_is_damage(tmp_path: Path) -> None:
+    """ONNX's shape inference would end the process."""
+
+    def alter(model: Any) -> None:
+        split = next(node for node in model.graph.node if node.op_type == "Split")
+        next(a for a in split.attribute if a.name == "num_outputs").i -= 1
+
+    with refused(Code.FILE_DAMAGED, "says it makes"):
+        altered(exact_file("ties", "exact"), tmp_path, alter)
+
+
 def test_a_layer_that_stands_twice_is_damage(tmp_path: Path) -> None:
     with refused(Code.FILE_DAMAGED, "twice"):
         altered(exact_file("ties", "exact"), tmp_path, with_certificate(lambda claims: claims.append(claims[0])))

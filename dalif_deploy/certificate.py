@@ -106,11 +106,24 @@ def _read(path: Path) -> Any:
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
             raise DalifError(Code.FOREIGN_FILE, f"{path}: its weights lie in another file; export it again")
         onnx.checker.check_model(model)
+        _require_whole_splits(model, path)
         return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except DalifError:
         raise
     except Exception as error:  # protobuf's and ONNX's own, which share no base class
         raise DalifError(Code.FILE_DAMAGED, f"{path}: cannot be read as ONNX ({error})") from error
+
+
+def _require_whole_splits(model: Any, path: Path) -> None:
+    # ONNX's shape inference reads past the end of a Split's outputs, which ends the whole process.
+    for node in model.graph.node:
+        said = next((attribute.i for attribute in node.attribute if attribute.name == "num_outputs"), len(node.output))
+        if node.op_type == "Split" and said != len(node.output):
+            raise DalifError(
+                Code.FILE_DAMAGED,
+                f"{path}: node '{node.name}' (Split): says it makes {said} outputs, and has {len(node.output)}; "
+                "export it again",
+            )
 
 
 def _claims(entries: Any) -> dict[str, dict[str, Any]]:

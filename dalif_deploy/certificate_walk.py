@@ -37,6 +37,8 @@ from dalif_deploy.certificate_sums import (
 
 Constant = NDArray[Any]
 
+MEMBRANES = ("float32", "float64")
+"""The types of potentials."""
 SATURATION = 32767
 """AVX2 adds two products of uint8 and int8 in int16."""
 COMBINING = ("Add", "Cast", "Identity", "Mul")
@@ -246,8 +248,8 @@ def _split(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> list[Value]:
 def _concat(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
     values = [walk.value(name) for name in node.input]
     first = values[0]
-    if all(isinstance(value, Whole) for value in values):
-        known = [value for value in values if isinstance(value, Whole)]
+    known = [value for value in map(_counted_or_as_it_is, values) if isinstance(value, Whole)]
+    if len(known) == len(values):
         return Whole(known[0].dtype, max(value.maximum for value in known))
     sums = [value for value in values if isinstance(value, Sum)]
     if not sums:
@@ -273,6 +275,8 @@ def _concat(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
 def _cast(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
     value = walk.value(node.input[0])
     dtype = helper.tensor_dtype_to_np_dtype(attributes["to"]).name
+    if dtype not in MEMBRANES:  # as counts of a pool, which become codes
+        value = _counted_or_as_it_is(value)
     if isinstance(value, Whole):
         if dtype in LIMITS and value.maximum > LIMITS[dtype]:
             raise Inexact(f"{dtype} does not hold whole numbers up to {value.maximum}")

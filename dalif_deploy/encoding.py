@@ -96,6 +96,22 @@ class Encoding:
             )
         return inputs
 
+    def input_rounding(self, batch: NDArray[np.generic], *, feature_axis: int) -> NDArray[np.float64]:
+        """How far `module_input`, float32, lies from (code * scale - mean) / std at the most; the batch's shape.
+
+        0 where no codes are converted.
+        """
+        if batch.dtype != np.uint8 or self.kind != "uint8" or self == Encoding("uint8"):
+            return np.zeros(batch.shape)
+        shape = [1] * batch.ndim
+        shape[feature_axis] = -1
+        mean, std = (np.asarray(_as_tuple(value)).reshape(shape) for value in (self.mean, self.std))
+        scaled = batch.astype(np.float64) * self.scale
+        narrow = self.module_input(batch, feature_axis=feature_axis).astype(np.float64)
+        # Few roundings of float64 to here, and as many where scale, mean and std are folded into weights.
+        own = 2.0**-50 * (np.abs(scaled) + np.abs(mean)) / np.abs(std)
+        return np.asarray(np.abs(narrow - (scaled - mean) / std) + own)
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -119,6 +135,10 @@ class InputSpec:
                 Code.WRONG_SHAPE, f"data of shape {list(batch.shape)}: the model takes [N, {sizes}] ({meaning})"
             )
         return self.encoding.module_input(batch, feature_axis=2 if self.temporal else 1)
+
+    def input_rounding(self, batch: NDArray[np.generic]) -> NDArray[np.float64]:
+        """How far `module_input` lies from what the codes in `batch` stand for; float64, of the batch's shape."""
+        return self.encoding.input_rounding(batch, feature_axis=2 if self.temporal else 1)
 
 
 def _as_float32(values: NDArray[np.generic]) -> NDArray[np.float32]:

@@ -17,7 +17,7 @@ def contradiction(model: Any) -> str | None:
 
     try:
         shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
-    except shape_inference.InferenceError as error:
+    except (shape_inference.InferenceError, ValueError) as error:  # ValueError: a type that there is not
         return str(error)
     # ONNX's inference does not look at the channels of convolutions.
     inferred = shape_inference.infer_shapes(model).graph
@@ -29,6 +29,22 @@ def contradiction(model: Any) -> str | None:
         groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
         if node.op_type == "Conv" and data[1] and weight[1] and (data[1] != weight[1] * groups or weight[0] % groups):
             return f"node '{node.name}' (Conv): weight {weight[:-2]} in {groups} groups does not fit {data[1]} channels"
+    return None
+
+
+def unequal_split(model: Any) -> str | None:
+    """The first Split that says it makes another number of outputs than it has, or None.
+
+    ONNX's shape inference and ONNX Runtime read past the end of its outputs, which ends the whole process.
+    """
+    sizes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "Split":
+            continue
+        said = [attribute.i for attribute in node.attribute if attribute.name == "num_outputs"]
+        said += [sizes[name][0] for name in list(node.input)[1:2] if sizes.get(name)]
+        if any(number != len(node.output) for number in said):
+            return f"node '{node.name}' (Split): says it makes {said[0]} outputs, and has {len(node.output)}"
     return None
 
 
@@ -63,4 +79,6 @@ def open_onnx(path: Path) -> Any:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as error:  # ValueError: names that are no UTF-8
         raise DalifError(Code.FILE_DAMAGED, f"{path}: fails ONNX's checks: {error}") from error
+    if (what := unequal_split(model)) is not None:
+        raise DalifError(Code.FILE_DAMAGED, f"{path}: {what}; export it again")
     return model

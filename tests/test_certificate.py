@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from torch import nn
 
 import dalif_deploy
+from dalif_deploy import DALIF, export, save
 from dalif_deploy.certificate import CertificateCheck, check_certificate
 from dalif_deploy.certificate_sums import Inexact, Sum, Term, whole_numbers
 from dalif_deploy.errors import Code, DalifError
@@ -112,6 +115,23 @@ def test_a_random_file_is_what_its_certificate_says(
 def integers(claim: dict[str, Any]) -> list[tuple[str, int | None]]:
     found: list[tuple[str, int | None]] = [(key, None) for key in ("largest", "limit", "inputs_maximum")]
     return [*found, *(("exponents", i) for i in range(len(claim["exponents"])))]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("channels", "groups"), [(4, 2), (32, 1)], ids=["slices of groups", "planes"])
+def test_a_padded_pool_before_weights_is_whole(
+    channels: int, groups: int, precision: Precision, tmp_path: Path
+) -> None:
+    """Its counts come of a convolution with ones, and are then repeated for every slice, or made codes."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(
+        nn.Conv2d(1, channels, 3), DALIF(), nn.AvgPool2d(3, stride=2, padding=1),
+        nn.Conv2d(channels, channels, 3, groups=groups), DALIF(), nn.Flatten(), nn.Linear(channels, 2),
+    )  # fmt: skip
+    batch = np.zeros((1, 1, 8, 8), dtype=np.float32)
+    save(layers, tmp_path / "model.pt", example_input=batch, timesteps=2, encoding="spikes")
+    export(tmp_path / "model.pt", tmp_path / "net.onnx", to="onnx", precision=precision)
+    assert check_certificate(tmp_path / "net.onnx").findings == ()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -437,6 +457,17 @@ def test_a_certificate_that_cannot_be_read_is_damage(text: str, tmp_path: Path) 
                 entry.value = text
 
     with refused(Code.FILE_DAMAGED, "certificate cannot be read"):
+        altered(exact_file("ties", "exact"), tmp_path, alter)
+
+
+def test_a_split_of_fewer_outputs_than_it_has_is_damage(tmp_path: Path) -> None:
+    """ONNX's shape inference would end the process."""
+
+    def alter(model: Any) -> None:
+        split = next(node for node in model.graph.node if node.op_type == "Split")
+        next(a for a in split.attribute if a.name == "num_outputs").i -= 1
+
+    with refused(Code.FILE_DAMAGED, "says it makes"):
         altered(exact_file("ties", "exact"), tmp_path, alter)
 
 

@@ -310,6 +310,13 @@ def test_labels_give_the_accuracy(exported: dict[str, Path], tmp_path: Path) -> 
     assert sum("75.00%" in line for line in out.splitlines()) == 4
 
 
+def test_the_smallest_margin_is_of_the_data_at_hand() -> None:
+    """The module's own spikes are of all samples that are stored with the model."""
+    out = done("verify", DIGITS, "--samples", 2).out
+    (line,) = (line for line in out.splitlines() if line.startswith("smallest margin"))
+    assert line.endswith(("of sample 0", "of sample 1"))
+
+
 def test_data_and_samples(tmp_path: Path) -> None:
     np.save(tmp_path / "data.npy", stored_samples(9))
     assert done("verify", DIGITS, "--data", tmp_path / "data.npy", "--json").json()["samples"] == 9

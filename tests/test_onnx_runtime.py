@@ -257,6 +257,24 @@ def test_an_onnx_file_that_onnx_runtime_cannot_run(file: Path) -> None:
         OnnxRuntime(written(file, model)).run(BATCH)
 
 
+def test_a_split_of_fewer_outputs_than_it_has(file: Path) -> None:
+    """ONNX Runtime would end the process."""
+    model = onnx.load(str(file))
+    split = onnx.helper.make_node("Split", ["logits"], ["a", "b", "c"], name="cut", axis=1, num_outputs=2)
+    model.graph.node.append(split)
+    model.opset_import[0].version = max(model.opset_import[0].version, 18)
+    with refused(Code.FILE_DAMAGED, "node 'cut'", "2 outputs"):
+        OnnxRuntime(written(file, model))
+
+
+def test_a_cast_to_no_type(file: Path) -> None:
+    model = onnx.load(str(file))
+    cast = next(node for node in model.graph.node if node.op_type == "Cast")
+    cast.attribute[0].i = 0
+    with refused(Code.FILE_DAMAGED, "net.onnx"):
+        OnnxRuntime(written(file, model)).run(BATCH)
+
+
 def test_every_error_is_one_line(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(DalifError) as caught:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from dalif_deploy import DALIF, Code, DalifError, export, save
 from dalif_deploy.dialects import DIALECTS
 from dalif_deploy.equivalence import Arithmetic, judge
 from dalif_deploy.equivalence.replay import NeuronStep, replay, simulate
@@ -278,3 +281,23 @@ def test_stored_thresholds_are_float32_numbers_beside_those_of_the_other_rule(di
     untouched = "ge" if dialect == "spikingjelly" else "gt"
     scale = 1.0 if dialect == "snntorch" else 0.24
     np.testing.assert_allclose(stored(untouched), scale * 1.3, rtol=1e-6)
+
+
+# ---- what a canonical export says
+
+
+@simulators
+def test_a_canonical_export_that_meets_ties_names_the_dialect(tmp_path: Path) -> None:
+    layer, last = nn.Linear(8, 8), nn.Linear(8, 2)
+    with torch.no_grad():
+        layer.weight.fill_(0.25)  # four spikes, or two and then what is left of them, are the threshold
+        layer.bias.zero_()
+    net = nn.Sequential(layer, DALIF(activation="identity", beta_init=0.25), last)
+    batch = (np.arange(8)[None] < np.arange(1, 9)[:, None]).astype(np.float32)
+    save(net, tmp_path / "model.pt", example_input=batch, timesteps=3, encoding="spikes")
+    with pytest.raises(DalifError, match=r"(norse|snntorch) writes thresholds") as caught:
+        export(tmp_path / "model.pt", tmp_path / "net.nir", to="nir")
+    assert caught.value.code is Code.EXPORT_DIVERGES
+    assert "--nir-dialect" in str(caught.value)
+    assert not (tmp_path / "net.nir").exists()
+    export(tmp_path / "model.pt", tmp_path / "net.nir", to="nir", dialect="norse")

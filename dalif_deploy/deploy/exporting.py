@@ -16,6 +16,7 @@ from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.proof import prove_folding
 from dalif_deploy.deploy.saving import write_model
 from dalif_deploy.deploy.verifying import verify
+from dalif_deploy.dialects import DIALECTS
 from dalif_deploy.equivalence import RuntimeComparison, Verdict, compare_parameters
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import file_format, format_names
@@ -145,6 +146,7 @@ def first_difference(verdict: Verdict) -> str:
                 return (
                     f"in {runtime.comparison.name}, layer '{origin.layer}' step {origin.t} index {list(origin.index)} "
                     f"of sample {origin.sample} (margin {origin.margin:.3g}, bound {origin.bound:.3g})"
+                    f"{_dialect_advice(runtime.comparison.name) if origin.margin == 0.0 else ''}"
                 )
             if runtime.comparison.logits_beyond_bound:
                 return f"in {runtime.comparison.name}, the logits are not what the spikes amount to"
@@ -154,6 +156,13 @@ def first_difference(verdict: Verdict) -> str:
             if runtime.contents_differing:
                 return str(runtime.contents_differing[0])
     return "see the verdict"
+
+
+def _dialect_advice(runtime: str) -> str:
+    """Where potentials meet the threshold, and a simulator decides that by a rule of its own."""
+    if runtime not in DIALECTS:
+        return ""
+    return f"; for {runtime}, --nir-dialect {runtime} writes thresholds that a potential at the threshold reaches"
 
 
 def _target(model: Model, path: str | Path | None, suffix: str) -> Path:

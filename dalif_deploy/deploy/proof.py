@@ -55,17 +55,39 @@ def _prove_potentials(captured: CapturedModule, batch: NDArray[np.generic]) -> N
     inputs = graph.input_spec.module_input(batch)
     currents: Mapping[str, Array] = captured.currents(inputs)
     held: Mapping[str, Array] = captured.membranes(inputs)
+    fired = captured.run_float64(inputs).spikes
 
     def visit(step: NeuronStep) -> None:
         name, t = step.neuron.name, step.t
         assert step.current_error is not None
         assert step.bound is not None
+        # The module's own spikes are followed: where V is v_th, its rounding may decide otherwise than the graph's.
+        far = np.abs(step.compared - step.neuron.v_threshold) > SHARE["float64"] * step.bound
+        _fires_alike(step, fired[name].step(t), far)
         _same(name, t, "feeds it", currents[name][:, t], step.current, step.current_error)
         if name in held:
             expected = step.potential if name in captured.before_reset else step.held
             _same(name, t, "holds a potential of", held[name][:, t], expected, step.bound)
 
-    replay(graph, batch, visit, update="own")
+    replay(graph, batch, visit, history=fired, update="own")
+
+
+def _fires_alike(step: NeuronStep, fired: NDArray[np.bool_], far: NDArray[np.bool_]) -> None:
+    wrong = (fired != step.fires) & far
+    if wrong.any():
+        place = tuple(int(i) for i in np.argwhere(wrong)[0])
+        raise DalifError(
+            Code.CAPTURE_MISMATCH,
+            f"layer '{step.neuron.name}', step {step.t}, index {list(place[1:])} of sample {place[0]}: in float64 the "
+            f"module {'fired' if fired[place] else 'did not fire'}, the captured graph has a potential of "
+            f"{step.compared[place]:.17g} at a threshold of {_at(step.neuron.v_threshold, place, fired.shape):.17g}; "
+            "the reader of this neuron class gives other parameters or rules than the class uses, or this is a fault "
+            "of the capture",
+        )
+
+
+def _at(values: Array, place: tuple[int, ...], shape: tuple[int, ...]) -> float:
+    return float(np.broadcast_to(values, shape)[place])
 
 
 def _same(name: str, t: int, what: str, module: Array, graph: Values, bound: Values) -> None:

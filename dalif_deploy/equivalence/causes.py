@@ -43,7 +43,8 @@ def find_cause(graphs: Sequence[SpikingGraph], kept: Kept, arithmetic: Arithmeti
         for neuron in graph.neurons:
             count = max(1, NEURON_STEPS // int(np.prod((graph.timesteps, *graph.types[neuron.name].shape))))
             part = kept.first(count)
-            layer = Layer(graph, neuron.name, part.batch, part.spikes, arithmetic)
+            how = arithmetic if graph is graphs[0] else arithmetic.on_reference()
+            layer = Layer(graph, neuron.name, part.batch, part.spikes, how)
             own = layer.run()
             if own.contradictions:
                 return _cause(layer, own, part)

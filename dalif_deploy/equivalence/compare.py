@@ -100,7 +100,8 @@ class Comparer:
         self, batch: NDArray[np.generic], candidate: Recording, known: Known | None, *, differs: bool
     ) -> Judgement:
         def judged(graph: SpikingGraph) -> Judgement:
-            return judge(graph, batch, candidate.spikes, self.arithmetic, first_sample=self._samples)
+            how = self.arithmetic if graph is self.graph else self.arithmetic.on_reference()
+            return judge(graph, batch, candidate.spikes, how, first_sample=self._samples)
 
         if not differs:
             key = (id(self.graph), self.arithmetic, self._samples)

@@ -39,17 +39,26 @@ of folding. The excess over 1 for float32 is the replay's own rounding."""
 class Arithmetic:
     """How a candidate computes: in which precision, by which membrane formula (see `membrane`), and, where its
     weights were snapped so that its sums are exact, on which grids; `precision` is then its membrane's. `pools`:
-    whether it computes sum pools as sums, or as means times the size of the window (see `rounding`)."""
+    whether it computes sum pools as sums, or as means times the size of the window (see `rounding`). `codes`: whether
+    it takes the data's codes as they are, where the graph takes the float32 numbers that they become."""
 
     precision: Precision = "float32"
     update: Update = "sum"
     grids: Grids | None = None
     pools: Pools = "sum"
+    codes: bool = False
 
     @classmethod
     def of_module(cls, graph: SpikingGraph, precision: Precision) -> Self:
         """Of the module that `graph` was captured from: every neuron by its own formula."""
         return cls(precision, "own" if any(neuron.update != "sum" for neuron in graph.neurons) else "sum")
+
+    def on_reference(self) -> Arithmetic:
+        """The same where the graph is the reference, of a candidate that fires as its own graph does.
+
+        Of snapped content, what is between the two graphs are roundings of float64, and of the inputs.
+        """
+        return self if self.grids is None else Arithmetic("float64", codes=True)
 
     @property
     def share(self) -> float:
@@ -64,7 +73,12 @@ class Arithmetic:
     def exact_steps(self, graph: SpikingGraph, batch: NDArray[np.generic]) -> ExactSteps:
         """What tells of a replay of `graph` on `batch` where nothing rounds."""
         inputs: Values = graph.input_spec.module_input(batch).astype(np.float64)
-        return ExactSteps(graph, inputs, self.update if self.grids is None else None, self.pools)
+        rounds = self.grids is not None or bool(self.input_error(graph, batch).any())
+        return ExactSteps(graph, inputs, None if rounds else self.update, self.pools)
+
+    def input_error(self, graph: SpikingGraph, batch: NDArray[np.generic]) -> Values:
+        """How far its inputs can lie from the graph's, in the measure of the replay's bound; of the batch's shape."""
+        return graph.input_spec.input_rounding(batch) / self.share if self.codes else np.zeros(batch.shape)
 
 
 @dataclass(frozen=True)
@@ -141,7 +155,7 @@ def judge(
 
     replay(
         graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids,
-        unit=arithmetic.unit, pools=arithmetic.pools, answer=answer,
+        unit=arithmetic.unit, pools=arithmetic.pools, answer=answer, input_error=arithmetic.input_error(graph, batch),
     )  # fmt: skip
     return Judgement(
         tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest, *answers[0]

@@ -172,7 +172,7 @@ class _LayerReplay(_Replay):
         self.shown: list[NeuronStep] = []
         super().__init__(
             graph, batch, self.shown.append, history=history, update=arithmetic.update, grids=arithmetic.grids,
-            unit=arithmetic.unit, pools=arithmetic.pools,
+            unit=arithmetic.unit, pools=arithmetic.pools, input_error=arithmetic.input_error(graph, batch),
         )  # fmt: skip
         self.recorded = history
         self.edge = graph[layer].inputs[0]

@@ -71,6 +71,7 @@ def replay(
     unit: float = U,
     pools: Pools = "sum",
     answer: Answer | None = None,
+    input_error: Values | None = None,
 ) -> Array:
     """Run `graph` in float64 and show every layer at every timestep to `visit`; returns the logits.
 
@@ -78,10 +79,10 @@ def replay(
     own. `update`: the membrane formula of the runtime whose rounding is to be bounded; None computes no bounds.
     `grids`: of a runtime whose weights were snapped onto them, so that its sums are exact. `unit`: the unit
     roundoff of its membrane. `pools`: how it computes sum pools. `answer`: shown the logits and, with `update`, the
-    bound on their error.
+    bound on their error. `input_error`: how far the candidate's inputs lie from the module's, of the batch's shape.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    run = _Replay(graph, batch, visit, history, update, grids, unit, pools)
+    run = _Replay(graph, batch, visit, history, update, grids, unit, pools, input_error)
     logits = run.run()
     if answer is not None:
         answer(logits, run.values[graph.output].error)
@@ -115,6 +116,7 @@ class _Replay:
         grids: Grids | None,
         unit: float,
         pools: Pools,
+        input_error: Values | None = None,
     ) -> None:
         for neuron in graph.neurons:
             names = [variable.name for variable in neuron.state]
@@ -128,6 +130,7 @@ class _Replay:
         self.inputs = graph.input_spec.module_input(batch).astype(np.float64)
         if graph.input.kind == "spike" and not np.isin(self.inputs, (0.0, 1.0)).all():
             raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
+        self.input_error = np.zeros_like(self.inputs) if input_error is None else input_error
         self.visit = visit
         self.history = history
         self.bounded = update is not None
@@ -164,7 +167,8 @@ class _Replay:
 
     def _step(self, node: Node, t: int) -> _Tracked:
         if isinstance(node, Input):
-            return self._exact(self.inputs[:, t] if node.temporal else self.inputs)
+            value, error = (a[:, t] if node.temporal else a for a in (self.inputs, self.input_error))
+            return _Tracked(value, error if self.bounded else None)
         if isinstance(node, Zeros):
             return self._zeros(node.shape)
         sources = [self._source(edge, t) for edge in node.inputs]

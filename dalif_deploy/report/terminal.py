@@ -179,7 +179,9 @@ def _add(
 
 def _print_margins(console: Console, verdict: Verdict) -> None:
     """How near to their thresholds the neurons came, and how many neuron-steps rounding could decide either way."""
-    closest = next((link.closest for link in verdict.links.values() if link is not None and link.closest), None)
+    # Of the folding first: a module that fired when it was saved did so on data of its own.
+    links = (verdict.links.get("folding"), verdict.links.get("module"))
+    closest = next((link.closest for link in links if link is not None and link.closest), None)
     if closest is not None:
         console.print(
             f"smallest margin: {closest.margin:.3g} in layer '{closest.layer}', step {closest.t}, neuron "

@@ -154,7 +154,7 @@ def test_temporal_data(tmp_path: Path) -> None:
     model, batch = model_of("ties", tmp_path)
     np.savez(tmp_path / "data.npz", inputs=batch.astype(np.uint8))
     done("export", "--to", "onnx", model)
-    done("export", "--to", "nir", model)
+    done("export", "--to", "nir", "--nir-dialect", "spikingjelly", model)  # its neurons fire at V == v_th
     reference = simulate(dalif_deploy.load(model), batch)
     for source in (model, tmp_path / "model.onnx", tmp_path / "model.nir"):
         out = tmp_path / "out.npz"

@@ -214,7 +214,7 @@ def written(name: str, dialect: str) -> nir.NIRGraph | DalifError:
         return error
 
 
-def _permitted(message: str, dialect: str) -> bool:
+def permitted(message: str, dialect: str) -> bool:
     """Whether every reason in a refusal is on the list."""
     *reasons, advice = message.split("; ")
     assert advice in (
@@ -241,7 +241,7 @@ def test_a_hard_graph_is_written_and_read_back_or_refused_for_a_reason_on_the_li
     file = written(name, dialect)
     if isinstance(file, DalifError):
         assert file.code is Code.TARGET_CANNOT_HOLD
-        assert _permitted(file.message, dialect), file.message
+        assert permitted(file.message, dialect), file.message
         return
     nir.write(str(path := tmp_path / "net.nir"), file)
     back = simulate(read_nir(path), case.batch)
@@ -280,6 +280,6 @@ def test_the_list_has_nothing_that_no_hard_graph_needs() -> None:
 
 
 def test_a_refusal_that_is_not_on_the_list_fails() -> None:
-    assert not _permitted("node 'x' (LIF): beta below 0: norse takes it for 0 without a word; the NIR dialect 'norse' "
+    assert not permitted("node 'x' (LIF): beta below 0: norse takes it for 0 without a word; the NIR dialect 'norse' "
                           "cannot hold this network, 'canonical' may", "norse")  # fmt: skip
-    assert not _permitted("node 'x' (SumPool2d): something; NIR cannot hold this network, ONNX may", "canonical")
+    assert not permitted("node 'x' (SumPool2d): something; NIR cannot hold this network, ONNX may", "canonical")

@@ -24,7 +24,7 @@ import nir
 import torch
 from conformance_networks import BETAS, NETWORKS, Specimen
 
-from dalif_deploy.dialects import CANONICAL, DIALECTS, SIMULATORS, Refusal
+from dalif_deploy.dialects import CANONICAL, SIMULATORS, Refusal
 from dalif_deploy.equivalence import Arithmetic, Comparer, Outcome, simulate
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import to_nir
@@ -126,9 +126,10 @@ def _differing(reference: Recording, found: Recording, real: int) -> tuple[int, 
 
 
 def files() -> list[tuple[str, str]]:
-    """Every dialect and simulator whose pair is in the table: each simulator's own dialect, and the canonical form."""
-    own = [(name, name) for name in SIMULATORS if name in DIALECTS]
-    return [*own, *((CANONICAL.name, name) for name in SIMULATORS if name in DIALECTS)]
+    """Every dialect and simulator whose pair is in the table: each simulator's own dialect, and the canonical form in
+    those that take it."""
+    own = [(name, name) for name in SIMULATORS]
+    return [*own, *((CANONICAL.name, name) for name, record in SIMULATORS.items() if not record.own_only)]
 
 
 @cache
@@ -214,7 +215,7 @@ def main() -> None:
     parser.add_argument("-n", "--samples", type=int, help="of each kind; the page is then printed and not written")
     samples = parser.parse_args().samples
     for name in SIMULATORS:
-        if name in DIALECTS and (command := runtime_kind(name).available()) is not None:
+        if (command := runtime_kind(name).available()) is not None:
             sys.exit(f"the simulator {name} is not installed; run: {command}")
     torch.set_num_threads(1)
     found = table(samples or SAMPLES)

@@ -27,6 +27,7 @@ REFUSED: dict[tuple[str, str, float], str] = {
     ("spikingjelly", "spikingjelly", 0.0): "beta = 0",
     ("spikingjelly", "spikingjelly", -0.25): "beta below 0",
     ("snntorch", "snntorch", -0.25): "beta below 0",
+    ("sinabs", "sinabs", -0.25): "beta below 0",
     ("canonical", "spikingjelly", 0.0): "beta = 0",
     ("canonical", "spikingjelly", -0.25): "beta below 0",
     ("canonical", "snntorch", -0.25): "beta below 0",

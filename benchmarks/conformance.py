@@ -45,18 +45,20 @@ Verdict = Literal["exact", "rounding", "refused", "wrong"]
 class Cell:
     """What one simulator made of one file.
 
-    `differing`: spikes that differ from the trained network's, on digits and on noise. `reasons`: numbers in
+    `differing`: spikes that differ from the trained network's, on digits and on noise; `origins`: how many decisions
+    they come from, each contradicting the potential that its own history gives it. `reasons`: numbers in
     `REASONS`, of a refusal. `note`: the refusal as it was worded, or what is wrong.
     """
 
     verdict: Verdict
     differing: tuple[int, int] = (0, 0)
+    origins: int = 0
     reasons: tuple[int, ...] = ()
     note: str = ""
 
     def __str__(self) -> str:
         if self.verdict == "rounding":
-            return "rounding ({} + {})".format(*self.differing)
+            return "rounding ({} + {} of {})".format(*self.differing, self.origins)
         if self.verdict == "refused":
             return f"refused ({', '.join(str(number) for number in self.reasons)})"
         return "**wrong**" if self.verdict == "wrong" else "exact"
@@ -111,11 +113,11 @@ def cell(specimen: Specimen, reference: Recording, file: Path | DalifError, simu
     arithmetic = Arithmetic(kind.precision, kind.update, pools=kind.pools)
     comparer = Comparer(simulator, specimen.folded, arithmetic=arithmetic, reference=specimen.graph)
     comparer.add(specimen.batch, reference, recording)
-    outcome = comparer.result().outcome
+    result = comparer.result()
     differing = _differing(reference, recording, specimen.real)
-    if outcome > Outcome.ROUNDING:
-        return Cell("wrong", differing, note=str(comparer.result().origins[:1]))
-    return Cell("exact" if outcome is Outcome.EXACT else "rounding", differing)
+    if result.outcome > Outcome.ROUNDING:
+        return Cell("wrong", differing, len(result.origins), note=str(result.origins[:1]))
+    return Cell("exact" if result.outcome is Outcome.EXACT else "rounding", differing, len(result.origins))
 
 
 def _differing(reference: Recording, found: Recording, real: int) -> tuple[int, int]:
@@ -179,8 +181,8 @@ def page(found: Table, samples: int) -> str:
         "of what is refused.",
         "",
         "- **exact**: no spike differs.",
-        "- **rounding (d + n)**: d spikes differ on digits and n on noise, and each of the decisions they come from",
-        "  lies within the bound of that simulator's float32 arithmetic ([exactness.md](exactness.md)).",
+        "- **rounding (d + n of k)**: d spikes differ on digits and n on noise. They follow from k decisions, each",
+        "  within the bound of that simulator's float32 arithmetic ([exactness.md](exactness.md)).",
         "- **refused (k)**: by name, before anything is written or run, for the reason with this number below.",
         "- **wrong**: anything else. There is none, or `make conformance` fails.",
         "",

@@ -95,8 +95,8 @@ def main() -> None:
         "Untrained, their BatchNorm statistics calibrated on seeded data so that every layer fires; one sample at the",
         "paper's T and size of image. `capture` includes the proof that the graph fires as the module does; `ONNX` and",
         "`NIR` are the seconds from the graph to the file on disk. The peak is that of calibration, capture and both",
-        "exports. Parameters leave out alpha and beta. The verdicts are those of every runtime that reads the file, and",
-        "of three simulators on a file in their own dialect.",
+        "exports. Parameters leave out alpha and beta. The verdicts are those of every runtime that reads the file,",
+        "and of three simulators on a file in their own dialect.",
         "",
         *lines_of_networks,
     ]

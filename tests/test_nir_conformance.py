@@ -58,7 +58,7 @@ def test_a_simulator_fires_the_spikes_or_the_file_is_refused_for_a_permitted_rea
             assert dialect == CANONICAL.name or permitted(found.note, dialect)
         else:
             assert found.verdict in ("exact", "rounding"), (dialect, simulator, found.note)
-            assert (sum(found.differing) > 0) == (found.verdict == "rounding")
+            assert (sum(found.differing) > 0) == (found.origins > 0) == (found.verdict == "rounding")
 
 
 def test_all_dialects_and_all_simulators_are_in_the_table() -> None:
@@ -114,10 +114,12 @@ def test_reasons_are_numbered_and_others_are_not_reasons() -> None:
 
 
 def test_the_page_has_a_row_for_every_network_and_leak_and_a_column_for_every_file() -> None:
-    cells = [Cell("exact"), Cell("rounding", (2, 3)), Cell("refused", reasons=(1, 2)), Cell("wrong")]
+    cells = [Cell("exact"), Cell("rounding", (2, 3), 4), Cell("refused", reasons=(1, 2)), Cell("wrong")]
     row = [cells[n % 4] for n in range(len(files()))]
     text = page(dict.fromkeys(product(NETWORKS, BETAS), row), SAMPLES)
-    shown = re.findall(r"^\| ([^|]+) \| ([-.\d]+) \| exact \| rounding \(2 \+ 3\) \| refused \(1, 2\) \|", text, re.M)
+    shown = re.findall(
+        r"^\| ([^|]+) \| ([-.\d]+) \| exact \| rounding \(2 \+ 3 of 4\) \| refused \(1, 2\) \|", text, re.M
+    )
     assert shown == [(network, f"{beta:g}") for network, beta in product(NETWORKS, BETAS)]
 
 

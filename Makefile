@@ -4,13 +4,14 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 REQUIREMENTS := $(wildcard requirements/*.txt)
 
-.PHONY: help demo test lint bench prove clean
+.PHONY: help demo test lint bench conformance prove clean
 
 help:
 	@echo "make demo   export the shipped digits network to ONNX and NIR, run and verify both"
 	@echo "make test   run all tests, the NIR simulators included"
 	@echo "make lint   ruff, mypy and import-linter"
 	@echo "make bench  speed, as ratios within one interleaved run"
+	@echo "make conformance  networks x NIR dialects x simulators, into docs/conformance.md"
 	@echo "make prove  the full-size claims; writes the tables that docs/ quotes"
 
 # The project with -e and the real NIR simulators, whose own requirements cannot be met in one environment.
@@ -46,6 +47,9 @@ lint: .venv/ready-test
 bench: .venv/ready
 	$(BIN)/python benchmarks/bench.py
 	$(BIN)/python benchmarks/bench_exact.py
+
+conformance: .venv/ready
+	$(BIN)/python benchmarks/conformance.py
 
 prove: .venv/ready
 	$(BIN)/python benchmarks/prove.py

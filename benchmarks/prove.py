@@ -19,7 +19,7 @@ from prove_nir import nmnist  # noqa: E402
 from dalif_deploy import Data, Verdict, export, load, verify  # noqa: E402
 
 TARGET = ROOT / "docs" / "measured.md"
-PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "nir", "nirtorch", "norse", "spikingjelly")
+PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "nir", "nirtorch", "norse", "spikingjelly", "snntorch", "sinabs")
 
 
 def digits() -> Verdict:
@@ -97,7 +97,8 @@ def main() -> None:
         "Untrained, their BatchNorm statistics calibrated on seeded data so that every layer fires; one sample at the",
         "paper's T and size of image. `capture` includes the proof that the graph fires as the module does; `ONNX` and",
         "`NIR` are the seconds from the graph to the file on disk. The peak is that of calibration, capture and both",
-        "exports. Parameters leave out alpha and beta. The verdicts are those of every runtime that reads the file.",
+        "exports. Parameters leave out alpha and beta. The verdicts are those of every runtime that reads the file,",
+        "and of three simulators on a file in their own dialect.",
         "",
         *lines_of_networks,
         "",

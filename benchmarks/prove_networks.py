@@ -21,6 +21,8 @@ from zoo import ZOO, calibrated
 from dalif_deploy import DALIF, Data, export, inspect, verify
 
 PASSING = ("exact", "rounding")
+DIALECTS = ("spikingjelly", "snntorch", "sinabs")
+"""The simulators that also run a file in their own dialect."""
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -47,12 +49,20 @@ def measured(name: str) -> dict[str, Any]:
         found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         files = sorted(Path(folder).glob("*"))
         verdict = verify(model, *files, data=Data(case.data, None, "seeded"))
+        dialects = {}
+        for dialect in DIALECTS:
+            file = Path(folder) / f"{name}.{dialect}.nir"
+            export(model, file, to="nir", dialect=dialect, verified=False)
+            dialects[dialect] = verify(model, file, data=Data(case.data, None, "seeded"), runtimes=(dialect,))
+            file.unlink()
     found["rates"] = [min(verdict.rates.values()), max(verdict.rates.values())]
     found["vacuous"] = list(verdict.vacuous)
     found["verdicts"] = {}
     for runtime in verdict.runtimes:
         kind = Path(runtime.file).suffix if runtime.file else ""
         found["verdicts"][runtime.comparison.name + kind] = str(runtime.outcome)
+    for dialect, own in dialects.items():
+        found["verdicts"][f"{dialect}, its own dialect"] = str(own.runtimes[0].outcome)
     return found
 
 

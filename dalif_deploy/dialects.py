@@ -17,7 +17,10 @@ DT = 1e-4
 """Seconds a timestep in every dialect; snntorch knows no other."""
 
 NEVER_LEAKS = 2.0**60
-"""tau in timesteps that stands for beta = 1 in a LIF: 1 - 2^-60 is 1 in float64."""
+"""tau in timesteps that stands for beta = 1 in a LIF: 1 - 2^-60 is 1 in float64, and so is exp(-2^-60)."""
+
+FORGETS = 2.0**-10
+"""tau in timesteps that stands for beta = 0 where the leak is exponential: exp(-2^10) is 0 in float64."""
 
 Limit = Literal[
     "v_reset other than 0 in a LIF",
@@ -64,11 +67,13 @@ class Dialect:
     `package`, `version`: what was measured. `dt`: how the reader gets its timestep. `decay`: its update of
     the potential v by the input x, tau in steps. `fires_at`, `reset`: its rules. `r`: what it does with the
     resistance. `takes`: the NIR node kinds it reads. `refusals`: what of these it does not take as it is meant.
-    `unusable`: why no file makes this reader fire the network's spikes; empty where one does.
+    `own_only`: why it reads no canonical file as it is meant, but only those in its own dialect; empty where it does.
 
     Its own files: `potential` is what their neurons hold: "scaled", v = (1 - beta) V with r = 1, and V in an IF
-    where beta = 1; or "unit", v = V with r = tau / dt, and a LIF that never leaks where beta = 1. `tie`: the
-    reader's own float32 potential after one step from rest with X = v_th, in words; `nir_neurons` computes it.
+    where beta = 1; or "unit", v = V, and a LIF that never leaks where beta = 1. `leak`: how beta follows from tau:
+    "euler", 1 - dt / tau, in seconds, and r = tau / dt for a potential in units; or "exponential", exp(-1 / tau), in
+    steps, and r = 1. `tie`: the reader's own float32 potential after one step from rest with X = v_th, in words;
+    `nir_neurons` computes it.
 
     `quirks`: what to steer round. `call`: the expression that loads the file at `path`, given the packages it
     names; `call_with_sums`: the one for a file in which a node has several inputs or readers, where it differs.
@@ -84,8 +89,9 @@ class Dialect:
     r: str
     takes: frozenset[str] = _KINDS
     refusals: tuple[Refusal, ...] = ()
-    unusable: str = ""
+    own_only: str = ""
     potential: Literal["scaled", "unit"] = "scaled"
+    leak: Literal["euler", "exponential"] = "euler"
     tie: str = ""
     quirks: tuple[str, ...] = ()
     call: str
@@ -201,25 +207,35 @@ SINABS = Dialect(
     package="sinabs",
     version="3.1.3",
     dt="none: tau counts steps",
-    decay="exp(-1 / tau) v + (1 - exp(-1 / tau)) x",
+    decay="exp(-1 / tau) v + x, tau in float32; IF: v + x",
     fires_at="ge",
-    reset="subtract",
+    reset="imported: subtract, several spikes a step; its option: hard, to 0",
     r="ignored",
-    takes=_KINDS - {"AvgPool2d"},
-    unusable=(
-        "it resets by subtracting the threshold, may fire several spikes in a step, and takes tau for a number of steps"
+    takes=_KINDS - {"AvgPool2d", "Linear"},
+    refusals=(
+        Refusal("v_reset other than 0 in a LIF", "ignores it"),
+        Refusal("beta below 0", "takes exp(-1 / tau) for beta"),
+        Refusal("beta = 1 as an IF", "keeps its potential above -v_threshold"),
+        Refusal("a padded sum pool", "drops the padding"),
     ),
+    own_only="it takes tau for a number of steps, and beta for exp(-1 / tau)",
+    potential="unit",
+    leak="exponential",
+    tie="v_th",
     quirks=(
-        "its v_leak check fails for feature maps; an IF clamps the potential at -v_threshold",
+        "from_nir imports neurons that fire several spikes a step and subtract; set spike_fn and reset_fn of each",
+        "its v_leak check fails for feature maps; in its dialect linear layers have a bias and there is no AvgPool2d",
+        "exp(-1 / tau) of a float32 tau misses some float32 beta below 1/2; alpha_mem with train_alphas holds them all",
+        "from_nir runs nodes in the wrong order where one has several inputs",
+        _POOLS,
+        "a batch of another size starts from a random choice of the last one's potentials: initialise the state",
         "declares nir<=1.0.4, which does not load files of nir 1.0.8",
     ),
-    call="sinabs.from_nir(path)",
+    call="dalif_deploy.runtimes.sinabs.SinabsRuntime(path)",
 )
 
 SIMULATORS: Mapping[str, Dialect] = {record.name: record for record in (NORSE, SPIKINGJELLY, SNNTORCH, SINABS)}
 """The simulators by name."""
 
-DIALECTS: Mapping[str, Dialect] = {
-    record.name: record for record in (CANONICAL, *SIMULATORS.values()) if not record.unusable
-}
-"""What a file can be written in, by name: the canonical form, and a dialect for every reader that can be served."""
+DIALECTS: Mapping[str, Dialect] = {record.name: record for record in (CANONICAL, *SIMULATORS.values())}
+"""What a file can be written in, by name: the canonical form, and a dialect for every reader."""

@@ -9,12 +9,13 @@ float32 number lies between the two, so that for every potential v > nextafter(v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.dialects import DT, NEVER_LEAKS, Dialect
+from dalif_deploy.dialects import DT, FORGETS, NEVER_LEAKS, Dialect
 from dalif_deploy.nodes import Array, ThresholdRule
 
 _Single = NDArray[np.float32]
@@ -27,19 +28,36 @@ def is_if(beta: Array, dialect: Dialect) -> bool:
 
 def tau_of(beta: Array, dialect: Dialect, dt: float = DT) -> Array:
     """The time constant of a LIF; infinite for a layer with beta = 1 where the dialect has an IF for that."""
+    if dialect.leak == "exponential":
+        return _steps_of(np.asarray(beta, dtype=np.float64))
     with np.errstate(divide="ignore"):
         tau: Array = dt / (1.0 - np.asarray(beta))
     return tau if is_if(beta, dialect) else np.where(np.asarray(beta) == 1.0, dt * NEVER_LEAKS, tau)
 
 
+def _steps_of(beta: Array) -> Array:
+    """The tau in steps for which exp(-1 / tau) is beta; NaN for beta below 0, which no tau gives."""
+    values, places = np.unique(beta, return_inverse=True)
+    # The C library's logarithm, number by number: NumPy's own differs in the last place from processor to processor.
+    stand_ins = {0.0: FORGETS, 1.0: NEVER_LEAKS}
+    taus = [stand_ins.get(b) or (-1.0 / math.log(b) if b > 0.0 else math.nan) for b in values.tolist()]
+    return np.asarray(taus)[places].reshape(beta.shape)
+
+
 def beta_of(tau: Array, dt: float = DT) -> Array:
-    """The leak of a LIF with this time constant."""
+    """The leak of a LIF with this time constant, where it is 1 - dt / tau."""
     return np.asarray(1.0 - dt / np.asarray(tau))
+
+
+def leak_of(tau: Array, dialect: Dialect, dt: float = DT) -> Array:
+    """The leak of a LIF with this time constant in a file of `dialect`."""
+    return np.exp(-1.0 / np.asarray(tau)) if dialect.leak == "exponential" else beta_of(tau, dt)
 
 
 def resistance_of(tau: Array, dialect: Dialect, dt: float = DT) -> Array:
     """The r of a LIF."""
-    return np.asarray(tau) / dt if dialect.potential == "unit" else np.ones_like(tau)
+    in_seconds = dialect.potential == "unit" and dialect.leak == "euler"
+    return np.asarray(tau) / dt if in_seconds else np.ones_like(tau)
 
 
 def scale_of(beta: Array, dialect: Dialect) -> Array:
@@ -105,7 +123,7 @@ def _leaks(beta: Array) -> Array:
     return np.where(beta == 1.0, 1.0 / NEVER_LEAKS, 1.0 - beta)
 
 
-def _snntorch(threshold: _Single, beta: Array, _integrates: bool) -> _Single:
+def _unscaled(threshold: _Single, beta: Array, _integrates: bool) -> _Single:
     """beta v + x from v = 0; x is not scaled."""
     return np.broadcast_to(threshold, np.broadcast_shapes(threshold.shape, beta.shape))
 
@@ -113,7 +131,8 @@ def _snntorch(threshold: _Single, beta: Array, _integrates: bool) -> _Single:
 _ONE_STEP: Mapping[str, Callable[[_Single, Array, bool], _Single]] = {
     "norse": _norse,
     "spikingjelly": _spikingjelly,
-    "snntorch": _snntorch,
+    "snntorch": _unscaled,
+    "sinabs": _unscaled,
 }
 """By dialect: v', given v_th, beta and whether the layer is an IF. The formulas are the readers' own, operation by
 operation; tests hold them against the packages."""

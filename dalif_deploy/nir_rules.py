@@ -54,9 +54,9 @@ def findings(graph: nir.NIRGraph, dialect: Dialect) -> list[Finding]:
     reader's rounding and rule, for which its own dialect is made.
     """
     found: list[Finding] = []
-    if dialect.unusable:
-        found.append(Finding("", dialect.unusable))
     written = graph.metadata.get("dialect")
+    if dialect.own_only and written == CANONICAL.name:
+        found.append(Finding("", f"{dialect.own_only}; export it again for {dialect.name}"))
     if written not in (CANONICAL.name, dialect.name):
         found.append(Finding("", f"its thresholds are chosen for {written}; export it again for {dialect.name}"))
     for name, node in graph.nodes.items():
@@ -101,7 +101,7 @@ def _almost_one(gain: Array) -> np.bool_:
 LIMITS: Mapping[Limit, Callable[[nir.NIRNode], bool]] = {
     "v_reset other than 0 in a LIF": _lif(lambda node: np.any(node.v_reset)),
     "v_reset other than 0 in an IF": _if(lambda node: np.any(node.v_reset)),
-    "beta below 0": _lif(lambda node: np.any(beta_of(node.tau) < 0.0)),
+    "beta below 0": _lif(lambda node: not np.all(beta_of(node.tau) >= 0.0)),  # no number, where no tau gives it
     "beta = 0": _lif(lambda node: np.any(beta_of(node.tau) == 0.0)),
     "beta = 1 as an IF": lambda node: isinstance(node, nir.IF),
     "a gain almost 1": _lif(lambda node: _almost_one(_gain(node))),

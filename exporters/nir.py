@@ -22,9 +22,10 @@ The canonical form, for V[t] = beta H[t-1] + X[t]:
   own text says v > v_threshold, the paper V >= v_th, and what happens at V = v_th is up to each reader. Neurons that
   are part of a maximum and no layers of the network are listed under "maxima".
 
-A dialect differs in the numbers of neurons only: thresholds that make its reader fire at V = v_th as the network
-does and, where the reader needs it, another r and a LIF in an IF's place (see `nir_neurons`). What the reader would
-not take as it is meant is refused.
+A dialect differs in the numbers of neurons: thresholds that make its reader fire at V = v_th as the network does and,
+where the reader needs it, another tau and r, and a LIF in an IF's place (see `nir_neurons`). For a reader without
+average pools one is a sum pool and a diagonal 1x1 convolution, and for one without linear layers they have a bias of
+zeros. What the reader would not take as it is meant is refused.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def to_nir(
 ) -> nir.NIRGraph:
     """A folded graph as a NIR graph (see the module's text).
 
-    `dialect`: "canonical", or a simulator's name: "norse", "spikingjelly" or "snntorch". `metadata`: further
+    `dialect`: "canonical", or a simulator's name: "norse", "spikingjelly", "snntorch" or "sinabs". `metadata`: further
     entries. Raises `DalifError`: BAD_GRAPH if the graph is not folded, BAD_OPTION for an unknown dialect or a
     metadata key that is taken, TARGET_CANNOT_HOLD, naming the node, for what the form or dialect cannot hold.
     """
@@ -169,6 +170,8 @@ class _Writer:
             self._emit(node.name, nir.Output(np.array(before)), inputs, before)
         elif isinstance(node, MaxPool2d):
             self._write_maximum(node, inputs, before, shape)
+        elif isinstance(node, AvgPool2d) and "AvgPool2d" not in self.dialect.takes:
+            self._write_average(node, inputs, before, shape)
         else:
             self._emit(node.name, _translate(node, before, shape, self.dialect), inputs, shape, before)
             self.sources[node.name] = (node.name,)
@@ -184,6 +187,19 @@ class _Writer:
         self.sources[node.name] = (node.name,)
         self.maxima.append(node.name)
 
+    def _write_average(
+        self, node: AvgPool2d, inputs: Sequence[str], before: tuple[int, ...], shape: tuple[int, ...]
+    ) -> None:
+        _pool(node, before)  # what NIR cannot say is refused as everywhere
+        total = SumPool2d(
+            name=self._new_name(f"{node.name}.total"), inputs=node.inputs, kernel=node.kernel, stride=node.stride,
+            padding=node.padding,
+        )  # fmt: skip
+        self._emit(total.name, _pool(total, before), inputs, shape, before)
+        one = np.eye(shape[0], dtype=np.float32) / np.float32(prod(node.kernel))
+        self._emit(node.name, _matrix(one, None, shape), [total.name], shape, shape)
+        self.sources[node.name] = (node.name,)
+
     def _emit(
         self, name: str, node: nir.NIRNode, inputs: Sequence[str], shape: tuple[int, ...],
         before: tuple[int, ...] | None = None,
@@ -193,6 +209,8 @@ class _Writer:
             distinct.append(self._copy(source, distinct) if source in distinct else source)
         if not inputs and not isinstance(node, nir.Input):
             distinct = [self._zeros(name, before or shape)]
+        if isinstance(node, nir.Linear) and "Linear" not in self.dialect.takes:
+            node = nir.Affine(node.weight, np.zeros(len(node.weight), dtype=np.float32))
         self.nodes[name] = node
         self.shapes[name] = shape
         self.edges.extend((source, name) for source in distinct)

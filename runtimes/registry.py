@@ -68,6 +68,7 @@ BUILT_IN: dict[str, RuntimeKind] = {
         _built_in("norse", "nir", "norse", "NorseRuntime", "decay", "mean"),
         _built_in("spikingjelly", "nir", "spikingjelly", "SpikingJellyRuntime", "decay", "mean"),
         _built_in("snntorch", "nir", "snntorch", "SnnTorchRuntime", "sum", "mean"),
+        _built_in("sinabs", "nir", "sinabs", "SinabsRuntime", "sum", "mean"),
     )
 }
 """The runtimes of this package, all computing in float32."""

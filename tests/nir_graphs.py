@@ -176,9 +176,11 @@ def stepped(call: str, path: Path, steps: NDArray[np.float32]) -> NDArray[np.flo
         import snntorch.import_nir
         import spikingjelly.activation_based.nir_exchange
 
+        import dalif_deploy.runtimes.sinabs
+
         names = {
             "nir": nir, "nirtorch": nirtorch, "functools": functools, "norse": norse, "snntorch": snntorch,
-            "spikingjelly": spikingjelly, "path": str(path),
+            "spikingjelly": spikingjelly, "path": str(path), "dalif_deploy": dalif_deploy,
             "sinabs": SimpleNamespace(from_nir=functools.partial(sinabs.nir.from_nir, batch_size=len(steps))),
         }  # fmt: skip
         network = eval(call, names)

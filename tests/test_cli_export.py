@@ -253,7 +253,7 @@ def test_the_dialects_are_those_of_the_exporter() -> None:
 
 
 @pytest.mark.simulators
-@pytest.mark.parametrize("dialect", ["norse", "spikingjelly", "snntorch"])
+@pytest.mark.parametrize("dialect", ["norse", "spikingjelly", "snntorch", "sinabs"])
 def test_a_dialect_is_verified_by_its_simulator(digits: Path, dialect: str) -> None:
     ran = done("export", "--to", "nir", digits, "--nir-dialect", dialect)
     assert f"{dialect} reads it rightly: " in ran.err

@@ -25,6 +25,8 @@ from tests.nir_graphs import affine_chain, changed, one_layer, padded_pool, per_
 
 PAGE = (Path(__file__).parent.parent / "docs" / "nir.md").read_text()
 REFUSALS = [(dialect, refusal) for dialect in SIMULATORS.values() for refusal in dialect.refusals]
+CANONICALLY = [(dialect, refusal) for dialect, refusal in REFUSALS if not dialect.own_only]
+"""Those of readers that canonical files show; test_sinabs.py shows the others."""
 
 
 def one_stored_threshold() -> Case:
@@ -60,7 +62,8 @@ BY_HAND: dict[Limit, tuple[str, nir.NIRNode]] = {
 HELD_IN_ITS_DIALECT: set[tuple[str, Limit]] = {
     ("snntorch", "beta = 1 as an IF"),
     ("snntorch", "a gain almost 1"),
-    *((dialect, "a padded sum pool") for dialect in ("norse", "snntorch", "spikingjelly")),
+    ("sinabs", "beta = 1 as an IF"),
+    *((dialect, "a padded sum pool") for dialect in SIMULATORS),
 }
 """Beyond a limit in the canonical form only, or in a file that no export writes."""
 
@@ -95,7 +98,7 @@ def test_a_limit_is_found_at_the_node_that_is_beyond_it(limit: Limit, tmp_path: 
 
 
 @pytest.mark.simulators
-@pytest.mark.parametrize(("dialect", "refusal"), REFUSALS, ids=lambda value: getattr(value, "limit", None))
+@pytest.mark.parametrize(("dialect", "refusal"), CANONICALLY, ids=lambda value: getattr(value, "limit", None))
 def test_the_reader_itself_says_so_or_is_silent_and_wrong(dialect: Dialect, refusal: Refusal, tmp_path: Path) -> None:
     graph, batch = BEYOND[refusal.limit][0]()
     file, path = file_of(refusal.limit, tmp_path)
@@ -194,9 +197,7 @@ def test_the_page_says_what_each_simulator_does() -> None:
     assert f"| | {' | '.join(f'{record.name} {record.version}' for record in simulators)} |" in PAGE
     for record in simulators:
         assert all(f"- {record.name}: {quirk}\n" in PAGE for quirk in record.quirks)
-        if record.unusable:
-            assert record.unusable in PAGE
-            continue
+        assert not record.own_only or record.own_only in PAGE
         assert f"`{record.call}`" in PAGE
         assert not record.call_with_sums or f"`{record.call_with_sums}`" in PAGE
 
@@ -213,5 +214,4 @@ def test_the_page_says_what_a_dialect_stores() -> None:
 def test_records_say_something_in_every_field() -> None:
     for record in SIMULATORS.values():
         empty = {field.name for field in fields(record) if not getattr(record, field.name)}
-        allowed = {"call_with_sums", *({"refusals", "tie"} if record.unusable else {"unusable"})}
-        assert empty <= allowed, record.name
+        assert empty <= {"call_with_sums", "own_only"}, record.name

@@ -337,7 +337,9 @@ def test_a_graph_that_is_not_folded_is_refused() -> None:
     assert refused(neuron_graph(alpha=frozen(0.5))).code is Code.BAD_GRAPH
 
 
-@pytest.mark.parametrize("options", [{"dialect": "sinabs"}, {"metadata": {"readout": "x"}}, {"metadata": {"a/b": "x"}}])
+@pytest.mark.parametrize(
+    "options", [{"dialect": "rockpool"}, {"metadata": {"readout": "x"}}, {"metadata": {"a/b": "x"}}]
+)
 def test_bad_options(options: dict[str, object]) -> None:
     with pytest.raises(DalifError) as info:
         to_nir(affine_chain()[0], **options)  # type: ignore[arg-type]

@@ -107,6 +107,8 @@ PERMITTED = (
     Permitted(("snntorch",), "LIF", "a threshold below 0", "", lambda: lif(0.5, v_threshold=-0.25)),
     Permitted(("snntorch",), "LIF", "beta below 0", "", lambda: lif(-0.25)),
     Permitted(("spikingjelly",), "LIF", "beta below 0", TAU, lambda: lif(-0.25)),
+    Permitted(("sinabs",), "LIF", "v_reset other than 0 in a LIF", "", lambda: lif(0.5, v_reset=-0.5)),
+    Permitted(("sinabs",), "LIF", "beta below 0", "", lambda: lif(-0.25)),
     Permitted(("spikingjelly",), "LIF", "beta = 0", TAU, lambda: lif(0.0)),
     Permitted(
         ("spikingjelly",), "LIF", "leaks that differ within a layer", "nir.LIF.tau must be uniform across all neurons.",
@@ -121,6 +123,9 @@ PERMITTED = (
 )  # fmt: skip
 """Everything that an export of a hard graph to NIR may refuse."""
 
+CALLS = {**{name: record.call for name, record in SIMULATORS.items()}, "sinabs": "sinabs.from_nir(path)"}
+"""How the readers themselves load a file."""
+
 IN_READERS = [entry for entry in PERMITTED if entry.by_hand is not None]
 
 
@@ -131,7 +136,7 @@ def test_the_reader_itself_refuses_or_misreads_a_file_made_by_hand(entry: Permit
     assert entry.by_hand is not None
     file = entry.by_hand()
     nir.write(str(path := tmp_path / "by_hand.nir"), file)
-    call = SIMULATORS[entry.dialects[0]].call
+    call = CALLS[entry.dialects[0]]
     if entry.says:
         with pytest.raises((ValueError, AssertionError), match=re.escape(entry.says)):
             stepped(call, path, currents())
@@ -214,7 +219,7 @@ def written(name: str, dialect: str) -> nir.NIRGraph | DalifError:
         return error
 
 
-def _permitted(message: str, dialect: str) -> bool:
+def permitted(message: str, dialect: str) -> bool:
     """Whether every reason in a refusal is on the list."""
     *reasons, advice = message.split("; ")
     assert advice in (
@@ -241,7 +246,7 @@ def test_a_hard_graph_is_written_and_read_back_or_refused_for_a_reason_on_the_li
     file = written(name, dialect)
     if isinstance(file, DalifError):
         assert file.code is Code.TARGET_CANNOT_HOLD
-        assert _permitted(file.message, dialect), file.message
+        assert permitted(file.message, dialect), file.message
         return
     nir.write(str(path := tmp_path / "net.nir"), file)
     back = simulate(read_nir(path), case.batch)
@@ -280,6 +285,6 @@ def test_the_list_has_nothing_that_no_hard_graph_needs() -> None:
 
 
 def test_a_refusal_that_is_not_on_the_list_fails() -> None:
-    assert not _permitted("node 'x' (LIF): beta below 0: norse takes it for 0 without a word; the NIR dialect 'norse' "
+    assert not permitted("node 'x' (LIF): beta below 0: norse takes it for 0 without a word; the NIR dialect 'norse' "
                           "cannot hold this network, 'canonical' may", "norse")  # fmt: skip
-    assert not _permitted("node 'x' (SumPool2d): something; NIR cannot hold this network, ONNX may", "canonical")
+    assert not permitted("node 'x' (SumPool2d): something; NIR cannot hold this network, ONNX may", "canonical")

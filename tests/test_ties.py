@@ -24,12 +24,15 @@ from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.events import EventsRuntime
 from dalif_deploy.runtimes.norse import NorseRuntime
 from dalif_deploy.runtimes.registry import runtime_kind
+from dalif_deploy.runtimes.sinabs import SinabsRuntime
 from dalif_deploy.runtimes.snntorch import SnnTorchRuntime
 from dalif_deploy.runtimes.spikingjelly import SpikingJellyRuntime
 from tests.graphs import GRAPHS, Build, Case
 from tests.nir_graphs import changed, one_layer, write
 
-RUNTIMES = {"norse": NorseRuntime, "spikingjelly": SpikingJellyRuntime, "snntorch": SnnTorchRuntime}
+RUNTIMES = {
+    "norse": NorseRuntime, "spikingjelly": SpikingJellyRuntime, "snntorch": SnnTorchRuntime, "sinabs": SinabsRuntime,
+}  # fmt: skip
 STRICT = {"norse", "snntorch"}
 """The simulators that fire at v > v_threshold only."""
 
@@ -87,7 +90,7 @@ THRESHOLDS = [1.0, 0.7, 1.3130352854993312, 1e-3]
 
 def leaks_of(simulator: str) -> list[float]:
     """The leaks that a file in this dialect can hold, as float32 numbers."""
-    least = {"norse": -1.0, "spikingjelly": 1e-9, "snntorch": 0.0}[simulator]
+    least = {"norse": -1.0, "spikingjelly": 1e-9, "snntorch": 0.0, "sinabs": 0.0}[simulator]
     return [float(np.float32(beta)) for beta in BETAS if beta >= least]
 
 
@@ -192,7 +195,7 @@ def differing(expected: Recording, found: Recording) -> int:
 
 DYADIC = [-0.25, 0.0, 0.25, 0.5, 0.75, 0.875, 1.0]
 HELD = [(name, beta) for name in RUNTIMES for beta in DYADIC if (name, beta) not in {
-    ("spikingjelly", -0.25), ("spikingjelly", 0.0), ("snntorch", -0.25),
+    ("spikingjelly", -0.25), ("spikingjelly", 0.0), ("snntorch", -0.25), ("sinabs", -0.25),
 }]  # fmt: skip
 """Leaks that neither float32 nor a simulator rounds the potentials of, where the simulator's dialect holds them."""
 
@@ -278,8 +281,8 @@ def test_stored_thresholds_are_float32_numbers_beside_those_of_the_other_rule(di
 
     lower, upper = stored("ge"), stored("gt")
     assert np.array_equal(np.nextafter(lower.astype(np.float32), np.float32(np.inf)), upper)
-    untouched = "ge" if dialect == "spikingjelly" else "gt"
-    scale = 1.0 if dialect == "snntorch" else 0.24
+    untouched = "gt" if dialect in STRICT else "ge"
+    scale = 0.24 if DIALECTS[dialect].potential == "scaled" else 1.0
     np.testing.assert_allclose(stored(untouched), scale * 1.3, rtol=1e-6)
 
 

@@ -22,7 +22,7 @@ from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata, LayerMetadata, class_names_of
 from dalif_deploy.nir_io import open_nir
-from dalif_deploy.nir_neurons import beta_of, resistance_of, scale_of, tau_of, threshold_of, v_threshold_of
+from dalif_deploy.nir_neurons import beta_of, leak_of, resistance_of, scale_of, tau_of, threshold_of, v_threshold_of
 from dalif_deploy.nodes import (
     Add,
     Array,
@@ -199,7 +199,7 @@ class _Reading:
             if np.any(node.v_leak):
                 raise self._damaged(f"node '{layer.name}' (LIF) has a v_leak that is not 0, which no dialect has")
             beta = self._recovered(
-                layer, "beta", tau, lambda b: tau_of(b, dialect, self.dt), lambda t: beta_of(t, self.dt)
+                layer, "beta", tau, lambda b: tau_of(b, dialect, self.dt), lambda t: leak_of(t, dialect, self.dt)
             )
             r = resistance_of(tau, dialect, self.dt)
         if np.any(np.asarray(node.r) != r):

@@ -54,7 +54,7 @@ Examples:
 @click.option(
     "--nir-dialect",
     "dialect",
-    type=click.Choice(["canonical", "norse", "spikingjelly", "snntorch"]),
+    type=click.Choice(["canonical", "norse", "spikingjelly", "snntorch", "sinabs"]),
     help="The form of a NIR file; a simulator's own decides V = v_th there as the network does.  [default: canonical]",
 )
 @click.option(

@@ -83,6 +83,8 @@ def node_error(
         error: Values = rule(node, inputs, errors, types, value)
         if pools == "mean" and isinstance(node, SumPool2d):
             error = error + _of_the_mean(node, types[0], value, error)
+        if pools == "mean" and isinstance(node, AvgPool2d) and error.any():  # or the mean times its size, over its size
+            error = error + gamma(2.0) * (np.abs(value) + error) + 2 * TINY
     return unbounded_where_undefined(np.where(np.abs(value) < LARGEST, error, np.inf))
 
 

@@ -41,6 +41,8 @@ UNSAYABLE: Mapping[str, str] = {
     "a maximum of anything but spikes": "module 'nir' has no attribute 'MaxPool2d'",
     "averages over open windows (ceil_mode)": "unexpected keyword argument 'ceil_mode'",
     "averages that do not count the padding": "unexpected keyword argument 'count_include_pad'",
+    "kernels whose height and width differ by an odd number": "type mismatch: conv.output",
+    "an offset of a map that differs within a channel": "type mismatch: input.output",
 }
 """What NIR has no words for, and what the package nir says to whoever tries; averages that a linear layer alone reads
 apart, whose division goes into its weights."""

@@ -334,7 +334,11 @@ def _square(node: Conv2d, weight: NDArray[np.float32]) -> tuple[NDArray[np.float
     padding = []
     for k, p, d in zip(weight.shape[2:], node.padding, node.dilation, strict=True):
         if (side - k) % 2:
-            raise _cannot_hold(node, f"nir takes its kernel {weight.shape[2:]} for a square one")
+            raise _cannot_hold(
+                node,
+                f"the height and width of its kernel {weight.shape[2:]} differ by an odd number, and nir takes it for "
+                "a square one",
+            )
         zeros.append(((side - k) // 2, (side - k) // 2))
         padding.append(p + d * (side - k) // 2)
     return np.pad(weight, zeros), (padding[0], padding[1])

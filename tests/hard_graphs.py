@@ -18,6 +18,7 @@ from dalif_deploy.nodes import (
     AvgPool2d,
     BatchNorm,
     Concat,
+    Conv2d,
     Edge,
     Flatten,
     MaxPool2d,
@@ -252,6 +253,24 @@ def partial(kind: Any = AvgPool2d, *, factor: float = 1.0, read: str = "conv", *
     return build.done(x, (8, rows, rows))
 
 
+def oblong(width: int) -> Case:
+    """A convolution whose kernel is 3 high and this wide."""
+    build = Hard(15)
+    weight = frozen(np.random.default_rng(16).normal(0.0, 0.3, (8, 8, 3, width)).astype(np.float32))
+    conv = Conv2d(name="conv1", inputs=(Edge(build.stem()),), weight=weight, padding=(1, width // 2))
+    x = build.norm_neuron("sn1", build.add(conv), 8)
+    return build.done(x, (8, 6, 6 + 2 * (width // 2) - width + 1))
+
+
+def placed() -> Case:
+    """A constant that differs from place to place, added to spikes before a neuron, as an embedding of positions."""
+    build = Hard(17)
+    places = np.random.default_rng(18).normal(0.0, 0.2, (8, SIZE, SIZE)).astype(np.float32)
+    stem = build.scale("embedded", build.stem(), 1.0, places)
+    x = build.neuron("sn1", build.plus("add", build.normed("conv1", "stem"), stem))
+    return build.done(x, (8, 6, 6))
+
+
 def all_zero() -> Case:
     """A layer with alpha = 0 behind a convolution that nothing else has the shape of; it never fires."""
     build = Hard(13)
@@ -332,6 +351,9 @@ GRAPHS: dict[str, Callable[[], Case]] = {
     "average, open, before the classifier": lambda: partial(ceil_mode=True, read="flat"),
     "average over another divisor": lambda: partial(SumPool2d, factor=0.2, padding=1),
     "average over another divisor, open": lambda: partial(SumPool2d, factor=0.25, ceil_mode=True, read="identity"),
+    "kernel of 3 by 1": lambda: oblong(1),
+    "kernel of 3 by 2": lambda: oblong(2),
+    "offset from place to place": placed,
     "codes": codes,
 }
 

@@ -37,18 +37,20 @@ class DALIFLayer:
         return S
 
 
-def conv(x: Array, weight: Array, bias: Array, stride: int, padding: int) -> Array:
-    """Eq. (3) at every place of the output: `x` [C, H, W], `weight` [O, C, k, k]."""
+def conv(x: Array, weight: Array, bias: Array, stride: int, top: int, left: int | None = None) -> Array:
+    """Eq. (3) at every place of the output: `x` [C, H, W], `weight` [O, C, k, m], padded by `top` rows above and below
+    and by `left` columns (None: as many) on both sides."""
     channels, height, width = x.shape
-    k = weight.shape[2]
-    padded = np.zeros((channels, height + 2 * padding, width + 2 * padding))
-    padded[:, padding : padding + height, padding : padding + width] = x
-    rows, columns = ((n + 2 * padding - k) // stride + 1 for n in (height, width))
+    k, m = weight.shape[2:]
+    left = top if left is None else left
+    padded = np.zeros((channels, height + 2 * top, width + 2 * left))
+    padded[:, top : top + height, left : left + width] = x
+    rows, columns = (height + 2 * top - k) // stride + 1, (width + 2 * left - m) // stride + 1
     out = np.empty((len(weight), rows, columns))
     for o in range(len(weight)):
         for y in range(rows):
             for z in range(columns):
-                patch = padded[:, y * stride : y * stride + k, z * stride : z * stride + k]
+                patch = padded[:, y * stride : y * stride + k, z * stride : z * stride + m]
                 out[o, y, z] = (weight[o] * patch).sum() + bias[o]
     return out
 

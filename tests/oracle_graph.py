@@ -81,12 +81,11 @@ def computed(node: Any, inputs: list[Array]) -> Array:
     if kind == "Conv2d":
         assert node.dilation == (1, 1)
         assert node.stride[0] == node.stride[1]
-        assert node.padding[0] == node.padding[1]
         bias = np.zeros(len(node.weight)) if node.bias is None else node.bias
         into, out = len(x) // node.groups, len(node.weight) // node.groups
         parts = [
             conv(x[g * into : (g + 1) * into], node.weight[g * out : (g + 1) * out], bias[g * out : (g + 1) * out],
-                 node.stride[0], node.padding[0])
+                 node.stride[0], *node.padding)
             for g in range(node.groups)
         ]  # fmt: skip
         return np.concatenate(parts)

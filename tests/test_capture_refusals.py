@@ -311,6 +311,10 @@ REFUSED: dict[str, tuple[type[nn.Module], Code, list[str]]] = {
         ["statistics of the batch"],
     ),
     "samples told apart": (plain(lambda self, x: x + torch.arange(len(x))[:, None]), R, ["differs between samples"]),
+    "circular padding": (
+        plain(lambda self, x: F.pad(x, (1, 1), mode="circular") @ torch.ones(14, 12)), R,
+        ["padding_mode='circular'", "pad with zeros"],
+    ),
     "constant view": (plain(lambda self, x: into_view(x)), R, ["through a view into a buffer", "collect"]),
     "item": (plain(lambda self, x: x * x[0, 0].item()), U, ["aten.select"]),
     "nonzero": (plain(lambda self, x: x * len(x.nonzero())), R, ["Python reads a value computed from the input"]),

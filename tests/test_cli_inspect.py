@@ -162,6 +162,9 @@ def test_a_checkpoint_with_its_code(place: Path) -> None:
     assert any("was not proved" in note for note in found["notes"])
     found = done("inspect", place / "weights.pth", *options, "--data", place / "images.npy", "--json").json()
     assert found["cost"]["acs"] == 1279
+    without_shape = [option for option in options if option not in ("--input-shape", "2,7,7")]
+    again = done("inspect", place / "weights.pth", *without_shape, "--data", place / "images.npy", "--json").json()
+    assert again == found
 
 
 def test_another_number_of_timesteps(place: Path) -> None:

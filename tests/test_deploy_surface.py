@@ -231,3 +231,15 @@ def test_errors_are_one_line_with_a_code(tmp_path: Path) -> None:
     assert caught.value.code is Code.FILE_MISSING
     assert str(caught.value) == f"[E0102] {tmp_path / 'gone.pt'}: No such file or directory; check the path"
     assert str(DalifError(Code.FAULT, "two\n  lines")) == "[E0301] two lines"
+
+
+@pytest.mark.parametrize("verb", ["export", "check"])
+def test_how_a_model_is_read_is_no_option_of_a_format(verb: str, tmp_path: Path, inputs: NDArray[np.float32]) -> None:
+    """Told before the model is opened, which would say that timesteps are missing."""
+    out = {"path": tmp_path / "net.onnx"} if verb == "export" else {}
+    call = dalif_deploy.export if verb == "export" else import_module("dalif_deploy.deploy").check
+    with pytest.raises(DalifError, match=r"timesteps: .* options=LoadOptions\(timesteps=\.\.\.\)"):
+        call(Small(), to="onnx", timesteps=3, example_input=torch.from_numpy(inputs), **out)
+    with pytest.raises(DalifError, match="--opsett is not for --to onnx"):
+        call(Small(), to="onnx", opsett=19, **out)
+    assert not list(tmp_path.iterdir())

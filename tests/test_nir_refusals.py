@@ -120,6 +120,12 @@ PERMITTED = (
         ALL, "AvgPool2d", "its averages leave out the padding (count_include_pad=False)",
         "unexpected keyword argument 'count_include_pad'",
     ),
+    Permitted(
+        ALL, "Conv2d", "the height and width of its kernel (3, 2) differ by an odd number", "type mismatch: conv.output"
+    ),
+    Permitted(
+        ALL, "Scale", "its offset differs from place to place within a channel", "type mismatch: input.output",
+    ),
 )  # fmt: skip
 """Everything that an export of a hard graph to NIR may refuse."""
 
@@ -159,7 +165,9 @@ def test_a_plain_file_made_by_hand_is_read_by_its_equations(reader: str, tmp_pat
 
 def test_the_format_itself_has_no_words_for_the_rest(tmp_path: Path) -> None:
     pool: Any = {"kernel_size": np.array([2, 2]), "stride": np.array([2, 2]), "padding": np.array([0, 0])}
-    maximum, ceil, pad = (re.escape(entry.says) for entry in PERMITTED if entry.by_hand is None)
+    maximum, ceil, pad = (
+        re.escape(entry.says) for entry in PERMITTED if entry.by_hand is None and "Pool" in entry.kind
+    )
     with pytest.raises(AttributeError, match=maximum):
         _ = nir.MaxPool2d
     with pytest.raises(TypeError, match=ceil):
@@ -178,6 +186,27 @@ def test_the_format_itself_has_no_words_for_the_rest(tmp_path: Path) -> None:
             group[field] = value
         with pytest.raises(error):
             nir.read(str(path))
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 2), (2, 3), (1, 2)])
+def test_nir_takes_a_kernel_for_a_square_one(height: int, width: int) -> None:
+    weight = np.ones((1, 1, height, width), np.float32)
+    conv = nir.Conv2d(input_shape=(4, 4), weight=weight, stride=1, padding=0, dilation=1, groups=1, bias=np.zeros(1))
+    after = np.array([1, 5 - height, 5 - width])
+    lif = nir.LIF(**dict.fromkeys(("tau", "r", "v_threshold"), np.ones(after)), v_leak=np.zeros(after))
+    nodes = {"input": nir.Input(np.array([1, 4, 4])), "conv": conv, "sn": lif, "output": nir.Output(after)}
+    (says,) = (entry.says for entry in PERMITTED if entry.kind == "Conv2d")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        nir.NIRGraph(nodes=nodes, edges=[("input", "conv"), ("conv", "sn"), ("sn", "output")])
+
+
+def test_an_affine_takes_no_maps() -> None:
+    shape = np.array([2, 3, 3])
+    offset = nir.Affine(np.eye(18, dtype=np.float32), np.arange(18, dtype=np.float32))
+    nodes = {"input": nir.Input(shape), "offset": offset, "output": nir.Output(shape)}
+    (says,) = (entry.says for entry in PERMITTED if entry.kind == "Scale")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        nir.NIRGraph(nodes=nodes, edges=[("input", "offset"), ("offset", "output")])
 
 
 def test_the_page_lists_what_the_format_has_no_words_for() -> None:

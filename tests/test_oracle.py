@@ -162,6 +162,6 @@ def test_the_oracle_itself_by_hand() -> None:
     assert layer.closest == 0.0
 
     image = np.arange(9.0).reshape(1, 3, 3)
-    corner = conv(image, np.ones((1, 1, 2, 2)), np.array([0.5]), stride=2, padding=1)
+    corner = conv(image, np.ones((1, 1, 2, 2)), np.array([0.5]), stride=2, top=1)
     np.testing.assert_array_equal(corner, [[[0.5, 3.5], [9.5, 4 + 5 + 7 + 8 + 0.5]]])
     np.testing.assert_array_equal(average_pool(image, 2), [[[2.0]]])

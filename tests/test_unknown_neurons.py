@@ -232,3 +232,23 @@ def test_classes_are_imported_from_where_they_can_be(monkeypatch: pytest.MonkeyP
     program.__file__ = "/somewhere/train.py"
     monkeypatch.setitem(sys.modules, "__main__", program)
     assert registration(Inner())[0] == "from train import Inner"
+
+
+class OwnWords(nn.Module):
+    """No name says what it means."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_pull, self.firing_level = nn.Parameter(torch.tensor(0.2)), 0.6
+        self.charge: Tensor | None = None
+        self._hidden, self.gain = 3.0, 1.5
+
+
+def test_attributes_whose_meaning_nobody_can_guess_are_named() -> None:
+    *_, call, _ = registration(OwnWords())
+    assert "alpha=m.gain, beta=..., v_threshold=..." in call
+    assert call.endswith(")  # m has firing_level, log_pull, charge")
+    compile("\n".join(registration(OwnWords())), "adapter", "exec")
+    known = OwnWords()
+    known.decay, known.threshold = 0.5, 1.0
+    assert "#" not in registration(known)[3]

@@ -113,6 +113,7 @@ FORMATS: dict[str, Callable[[Any, torch.optim.Optimizer], Any]] = {
     "compiled in DataParallel": lambda net, _: {"state_dict": wrapped(net, "module._orig_mod.")},
     "compiled inside": lambda net, _: {key.replace("mix.", "mix._orig_mod."): v for key, v in wrapped(net).items()},
     "float64": lambda net, _: {key: v.double() if v.is_floating_point() else v for key, v in wrapped(net).items()},
+    "in a list": lambda net, opt: [{"epoch": 3}, (net.state_dict(), 0.5), opt.state_dict()],
     "lightning": lightning,
     "lightning, compiled": lambda net, opt: {
         **lightning(net, opt), "state_dict": wrapped(net, "model._orig_mod."),

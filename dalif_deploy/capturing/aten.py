@@ -51,8 +51,8 @@ def interpret(
         return
     if target is not None and recorder.val(target) is None and target._is_view():
         raise call.refuse(
-            "a value computed from the input is written through a view into a buffer; collect the "
-            "timesteps in a list and stack them",
+            "a value computed from the input is written through a view into a buffer, as padding_mode='circular' does "
+            "too; collect timesteps in a list and stack them, and pad with zeros",
             Code.CAPTURE_REFUSED,
         )
     vals = [val for val in map(recorder.val, tree_leaves((args, kwargs))) if val is not None]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from dalif_deploy.capturing.arithmetic import affine
 from dalif_deploy.capturing.call import Call, Result, reshaped, second
+from dalif_deploy.capturing.grouping import of_vector
 from dalif_deploy.capturing.values import Const, Op, Val
 from dalif_deploy.errors import Code
 
@@ -100,7 +102,14 @@ def pool(call: Call) -> Result:
             attrs = [kernel, stride, padding, bool(call.arg(4, "ceil_mode", False))]
             total = call.op("sum_pool", [x], call.shape(), [], attrs)
             return Val((affine(call, total.node, factor=1.0 / int(divisor)),))
-        attrs = [kernel, stride, padding, bool(call.arg(4, "ceil_mode", False)), bool(call.arg(5, "", True))]
+        ceil_mode, count_include_pad = bool(call.arg(4, "ceil_mode", False)), bool(call.arg(5, "", True))
+        votes = of_vector(
+            call, x, call.shape(),
+            lambda units: torch.nn.functional.avg_pool2d(units, kernel, stride, padding, ceil_mode, count_include_pad),
+        )  # fmt: skip
+        if votes is not None:
+            return votes
+        attrs = [kernel, stride, padding, ceil_mode, count_include_pad]
         return call.op("avg_pool", [x], call.shape(), [], attrs)
     if _pair(call.arg(4, "dilation", 1)) != (1, 1):
         raise call.refuse("a max pool with dilation is not supported")
@@ -113,6 +122,11 @@ def adaptive(call: Call) -> Result:
     x = call.node()
     out = call.out[0] if isinstance(call.out, tuple) else call.out
     size, wanted = x.shape[1:], tuple(out.shape[2:])
+    if call.name == "_adaptive_avg_pool2d":
+        pooled = torch.nn.functional.adaptive_avg_pool2d
+        votes = of_vector(call, x, call.features(out), lambda units: pooled(units, wanted))
+        if votes is not None:
+            return votes
     if len(x.shape) != 3 or any(n % k for n, k in zip(size, wanted, strict=True)):
         raise call.refuse(
             f"an adaptive pool from {list(size)} to {list(wanted)} has windows of different sizes; "
@@ -139,10 +153,17 @@ def over_space(call: Call) -> Result:
         source = x.inputs[0]
         if len(source.shape) == 3 and x.shape == (source.shape[0], source.shape[1] * source.shape[2]):
             x, named = source, [2, 3]
-    if named != [2, 3] or len(x.shape) != 3:
-        raise call.refuse(f"a reduction over dimensions {named}; supported are both spatial ones, [2, 3], and time")
-    window = x.shape[1:]
+    left = tuple(n for d, n in enumerate(x.shape, 1) if d not in named)
+    if call.name in ("mean", "sum"):
+        reduce = torch.mean if call.name == "mean" else torch.sum
+        shape = tuple(1 if d in named else n for d, n in enumerate(x.shape, 1)) if keep else left
+        votes = of_vector(call, x, shape, lambda units: reduce(units, dim=named, keepdim=keep))
+        if votes is not None:
+            return votes
+    if not set(named) <= {2, 3} or len(x.shape) != 3:
+        raise call.refuse(f"a reduction over dimensions {named}; supported are the spatial ones, 2 and 3, and time")
+    window = (x.shape[1] if 2 in named else 1, x.shape[2] if 3 in named else 1)
     kind = {"mean": "avg_pool", "sum": "sum_pool", "amax": "max_pool"}[call.name]
     attrs: list[Any] = [window, window, (0, 0), False, *([True] if kind == "avg_pool" else [])]
-    pooled = call.op(kind, [x], (x.shape[0], 1, 1), [], attrs)
-    return pooled if keep else reshaped(call, pooled.node, (x.shape[0],))
+    pooled = call.op(kind, [x], (x.shape[0], x.shape[1] // window[0], x.shape[2] // window[1]), [], attrs)
+    return pooled if keep else reshaped(call, pooled.node, left)

@@ -19,6 +19,7 @@ _PATTERNS: Mapping[str, str] = {
     "v_reset": r"(v|u)_?reset|reset_?(value|potential|v)|v_?rest",
 }
 _STATE = re.compile(r"v|u|h|vmem|v_mem|mems?|membrane.*|potential.*|state|hidden", re.IGNORECASE)
+_SHOWN = 8
 _RULES = {"ge": '"ge"', "gt": '"gt"'}
 
 
@@ -56,7 +57,8 @@ def with_registration(
 def registration(module: torch.nn.Module, tracked: Tracked = lambda _: False, operation: str = "") -> tuple[str, ...]:
     """The lines of an adapter that registers the module's class, with what its attributes are likely to mean.
 
-    What nobody can tell from outside is left as `...`.
+    What nobody can tell from outside is left as `...`; where that is the leak or the threshold, the attributes whose
+    meaning was not guessed are named beside it.
     """
     cls = type(module)
     values = {key: _likely(module, key) for key in _PATTERNS}
@@ -72,11 +74,15 @@ def registration(module: torch.nn.Module, tracked: Tracked = lambda _: False, op
     state = [name for name in state if "." not in name] or [n for n, v in _held(module) if v is None and _is_state(n)]
     if state:
         fields["membrane"] = f'"{min(state, key=lambda name: not _is_state(name))}"'
+    missing = "..." in (fields["beta"], fields["v_threshold"])
+    names = list(dict.fromkeys(name for name, _ in (*_constants(module), *_held(module)) if name != "training"))
+    left = [name for name in names if not any(re.search(rf"\b{re.escape(name)}\b", text) for text in fields.values())]
+    hint = f"  # m has {', '.join(left[:_SHOWN])}" if missing and left else ""
     return (
         _import(cls),
         "from dalif_deploy import NeuronParameters, register_neuron",
         'def read(m):  # V = beta * H + alpha * X; reset: "hard", "subtract", "none"; fires_at: "ge" (>=), "gt" (>)',
-        f"    return NeuronParameters({', '.join(f'{key}={value}' for key, value in fields.items())})",
+        f"    return NeuronParameters({', '.join(f'{key}={value}' for key, value in fields.items())}){hint}",
         f"register_neuron({cls.__name__}, read)",
     )
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from dalif_deploy.capturing.survey import Refusal, survey
 from dalif_deploy.deploy.content import content_of
 from dalif_deploy.deploy.data import Data
-from dalif_deploy.deploy.exporting import export
+from dalif_deploy.deploy.exporting import check_format_options, export
 from dalif_deploy.deploy.model import LoadOptions, Model, examples_of, module_in, open_model, training_graph
 from dalif_deploy.deploy.neutral import guarded, isolated
 from dalif_deploy.errors import Code, DalifError
@@ -110,6 +110,7 @@ def check(
     Nothing is written. Whatever is said against the model is in the result; raises `DalifError` only for arguments
     and files that cannot be used (exit status 2).
     """
+    check_format_options(to, format_options)
     options = options or LoadOptions()
     conversion = _Conversion(to, precision, format_options)
     path = Path(model) if isinstance(model, str | Path) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,12 @@ from dalif_deploy.equivalence import RuntimeComparison, Verdict, compare_paramet
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.registry import file_format, format_names
 from dalif_deploy.graph import SpikingGraph
+
+# What `save` and `capture` call how a model is read, and the field of LoadOptions that says it here.
+_OF_LOADING = {
+    "example_input": "examples", "timesteps": "timesteps", "layout": "layout", "readout": "readout",
+    "temporal": "temporal", "input_shape": "input_shape", "adapter": "adapter", "state_key": "state_key",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,7 @@ def export(
     check_samples(samples)
     if to not in (known := (*format_names(), "pt")):
         raise DalifError(Code.BAD_OPTION, f"--to {to}: unknown; there are {', '.join(known)}")
+    check_format_options(to, format_options)
     given = None if data is None else as_data(data)
     opened = open_model(model, options or LoadOptions(), given)
     if given is not None:
@@ -90,10 +98,8 @@ def export(
     check_output(target, model=opened.path, force=force, data=None if given is None else given.path)
     check_suffix(target, suffix, what=f"--to {to}")
     if to == "pt":
-        return _to_pt(opened, target, format_options)
+        return _to_pt(opened, target)
     format_ = file_format(to)
-    for option in format_options.keys() - format_.options:
-        raise _no_such_option(to, option)
     if precision != "float32" and "precision" not in format_.options:
         raise DalifError(Code.BAD_OPTION, f"--precision {precision}: {to} files hold float32 only")
     chosen = opened.data(samples) if given is None else given.first(samples)
@@ -173,17 +179,24 @@ def _target(model: Model, path: str | Path | None, suffix: str) -> Path:
     return model.path.with_suffix(suffix)
 
 
-def _to_pt(model: Model, target: Path, format_options: dict[str, Any]) -> ExportResult:
-    for option in format_options:
-        raise _no_such_option("pt", option)
+def _to_pt(model: Model, target: Path) -> ExportResult:
     write_model(model, target)
     return ExportResult(target, "pt", model.graph.timesteps, sha256(target), None, model.notes)
 
 
-def _no_such_option(to: str, option: str) -> DalifError:
-    # The commands call the dialect --nir-dialect; all other options are called the same.
-    shown = {"dialect": "--nir-dialect"}.get(option, f"--{option}")
-    return DalifError(Code.BAD_OPTION, f"{shown} is not for --to {to}; leave it out")
+def check_format_options(to: str, format_options: Collection[str]) -> None:
+    """That the format `to` has these options. Raises `DalifError` (BAD_OPTION)."""
+    known: Collection[str] = () if to == "pt" else file_format(to).options
+    for option in format_options:
+        if option in _OF_LOADING:
+            raise DalifError(
+                Code.BAD_OPTION,
+                f"{option}: says how the model is read; give it as options=LoadOptions({_OF_LOADING[option]}=...)",
+            )
+        if option not in known:
+            # The commands call the dialect --nir-dialect; all other options are called the same.
+            shown = {"dialect": "--nir-dialect"}.get(option, f"--{option}")
+            raise DalifError(Code.BAD_OPTION, f"{shown} is not for --to {to}; leave it out")
 
 
 def _check_read_back(path: Path, compared: Compared) -> None:

@@ -71,7 +71,6 @@ def inspect(
     given = None if given is None else given.first(samples)
     options = options or LoadOptions()
     kind: Kind = "model"
-    foreign = False
     if isinstance(source, str | Path):
         path = Path(source)
         found = kind_of(path)
@@ -80,9 +79,8 @@ def inspect(
                 raise DalifError(Code.BAD_OPTION, f"{path}: an .onnx says itself how it is read; leave those options")
             return _of_file(open_exported(path), given, progress)
         kind = "nir" if found == "hdf5" and not written_elsewhere(path) else "model"
-        foreign = found == "hdf5" and kind == "model"
     # What a module fires is asked of the module itself: its capture has no spikes to prove.
-    model = open_model(source, replace(options, structure_only=True), given if foreign else None)
+    model = open_model(source, replace(options, structure_only=True), None if kind == "nir" else given)
     return _of_model(model, kind, given, samples, progress)
 
 

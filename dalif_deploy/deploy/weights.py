@@ -123,6 +123,8 @@ def modules_in(content: Any, depth: int = 0) -> list[torch.nn.Module]:
 def _places(content: Any, path: tuple[str, ...]) -> Iterator[Place]:
     if isinstance(content, torch.nn.Module):  # only what was unpickled holds any
         content = content.state_dict()
+    if isinstance(content, list | tuple):
+        content = {str(number): value for number, value in enumerate(content) if _holds_places(value)}
     if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         return
     names = [key for key, value in content.items() if isinstance(value, torch.Tensor)]
@@ -137,6 +139,11 @@ def _places(content: Any, path: tuple[str, ...]) -> Iterator[Place]:
     if len(path) < DEEPEST:
         for key, value in content.items():
             yield from _places(value, (*path, key))
+
+
+def _holds_places(value: Any) -> bool:
+    """Whether an entry of a list is worth a look; long lists are of numbers."""
+    return isinstance(value, Mapping | list | tuple | torch.nn.Module)
 
 
 def _named(places: list[Place], key: str, path: Path) -> list[Place]:

@@ -551,6 +551,19 @@ def test_ties_that_all_fall_against_the_rule_are_suspected() -> None:
     assert comparer.cause() is None
 
 
+def test_a_graph_whose_rule_is_known_is_not_suspected() -> None:
+    """One rounded threshold of a folded graph moves all ties of a layer one way."""
+    graph, batch = inexact_ties()
+    above = {n.name: replace(n, v_threshold=frozen(np.nextafter(1.0, 2.0))) for n in graph.neurons}
+    folded = simulate(graph.replaced(above), batch)
+    assert compared((graph, batch), folded).result().outcome == Outcome.UNPROVED
+    comparer = Comparer("folding", graph, arithmetic=Arithmetic("float64"), ties_tell=False)
+    comparer.add(batch, simulate(graph, batch), folded)
+    result = comparer.result()
+    assert len(result.origins) > 20
+    assert (result.suspect, result.outcome) == (None, Outcome.ROUNDING)
+
+
 def test_ties_that_fall_either_way_are_rounding() -> None:
     graph, batch = inexact_ties()
     mixed = graph

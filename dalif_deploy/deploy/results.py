@@ -27,6 +27,7 @@ from dalif_deploy.deploy.model import Model
 from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Verdict
 from dalif_deploy.equivalence.results import (
     COLUMNS,
+    FOLDING,
     FORMAT,
     REFERENCE,
     VERSION,
@@ -313,9 +314,9 @@ class Results:
         steps = {name: self.samples * self.timesteps * math.prod(shape) for name, shape in self.layers.items()}
         with self._understood():
             comparisons = {
-                key: StoredComparison(facts, **findings[key], tally=tallies.get(key)).decide(
-                    list(self.layers), bound_factor
-                )
+                key: StoredComparison(
+                    facts, **findings[key], tally=tallies.get(key), ties_tell=self._ties_tell(key)
+                ).decide(list(self.layers), bound_factor)
                 for key, facts in keys_of(self.verdict).items()
             }
             return decided(
@@ -323,6 +324,10 @@ class Results:
                 rates={name: fired[name] / steps[name] for name in self.layers},
                 accuracies={} if labels is None else {key: tally.correct / done for key, tally in tallies.items()},
             )  # fmt: skip
+
+    def _ties_tell(self, key: str) -> bool:
+        form = self.recordings.get(key)
+        return key != FOLDING and (form is None or form.content == "float32")
 
     def _check_fired(self, origins: Sequence[NeuronStepFinding], recorded: Recording, start: int) -> None:
         """Whether the neurons that are said to have contradicted did what is said of them; of one batch."""

@@ -124,7 +124,7 @@ def verify(
     for path in map(Path, recordings):
         comparer = Comparer(RecordedRuntime.name, folded, reference=graph)
         candidates.found.append(_Candidate(RecordedRuntime(path, shapes), comparer, Form(), path))
-    folding = Comparer("folding", graph, arithmetic=Arithmetic("float64"))
+    folding = Comparer("folding", graph, arithmetic=Arithmetic("float64"), ties_tell=False)
     module = None
     if opened.captured:
         module = Comparer("module", graph, arithmetic=Arithmetic.of_module(graph, _module_precision(opened)))

@@ -27,17 +27,20 @@ class Comparer:
     samples.
 
     `graph`: what the candidate computes, training or folded, whose float64 replay judges it. `reference`: the
-    training graph, where that is another. `arithmetic`: how the candidate computes.
+    training graph, where that is another. `arithmetic`: how the candidate computes. `ties_tell`: whether ties that all
+    fall against the threshold rule are suspicious: not of graphs whose rule is known, where one rounding of a folded
+    threshold moves all ties of a layer one way; nor, likewise, of snapped content.
     """
 
     def __init__(
         self, name: str, graph: SpikingGraph, *, arithmetic: Arithmetic | None = None,
-        reference: SpikingGraph | None = None,
+        reference: SpikingGraph | None = None, ties_tell: bool = True,
     ) -> None:  # fmt: skip
         self.name = name
         self.graph = graph
         self.reference = graph if reference is None else reference
         self.arithmetic = arithmetic or Arithmetic()
+        self._ties_tell = ties_tell and self.arithmetic.grids is None
         self._samples = self._compared = self._differing = self._samples_differing = self._changes = 0
         self._certified = 0
         self._by_outcome = dict.fromkeys(Outcome, 0)
@@ -168,7 +171,7 @@ class Comparer:
             return (found.within_bound, found.t, self._places[found.layer], found.sample, found.index)
 
         outcome = max((outcome for outcome, count in self._by_outcome.items() if count), default=Outcome.EXACT)
-        suspected = suspect(self._origins, self._uncertain)
+        suspected = suspect(self._origins, self._uncertain) if self._ties_tell else None
         return Comparison(
             name=self.name,
             outcome=settled(outcome, suspected),

@@ -161,13 +161,15 @@ class Tally:
 @dataclass(frozen=True)
 class StoredComparison:
     """One link or runtime as it was stored. `facts`: its part of the stored verdict's JSON. `tally`: None where no
-    spikes were stored: the link to a module that fired when it was saved, on data of its own."""
+    spikes were stored: the link to a module that fired when it was saved, on data of its own. `ties_tell`: as of
+    `Comparer`."""
 
     facts: Mapping[str, Any]
     origins: tuple[NeuronStepFinding, ...]
     uncertain: tuple[NeuronStepFinding, ...]
     logits_beyond: tuple[int, ...]
     tally: Tally | None
+    ties_tell: bool = True
 
     def decide(self, layers: Sequence[str], bound_factor: float) -> Comparison:
         """The comparison, decided again. `layers`: in topological order. `bound_factor`: what the bounds are
@@ -193,7 +195,7 @@ class StoredComparison:
         by_outcome = {outcome: sum(found == outcome for found in outcomes.values()) for outcome in Outcome}
         by_outcome[Outcome.EXACT] = tally.samples - len(outcomes)
         place = {name: number for number, name in enumerate(layers)}
-        suspected = suspect(origins, uncertain)
+        suspected = suspect(origins, uncertain) if self.ties_tell else None
         return Comparison(
             name=self.facts["name"],
             outcome=settled(worst(outcomes.values()), suspected),

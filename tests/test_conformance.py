@@ -250,7 +250,8 @@ def test_the_graphs_cover_every_kind_of_node_and_edge() -> None:
     for name in CASES:
         for graph in (_case(name).graph, fold(_case(name).graph)):
             met |= {(type(n).__name__, graph.types[edge.source].kind) for n in graph.nodes for edge in n.inputs}
-    assert {kind for kind, _ in met} == set(KINDS) - {"Input", "Zeros"}
+    # A Reshape comes from NIR files of other tools only; test_nir_in.py runs those everywhere.
+    assert {kind for kind, _ in met} == set(KINDS) - {"Input", "Zeros", "Reshape"}
     for expected in (
         ("Conv2d", "real"), ("Conv2d", "spike"), ("Conv2d", "count"), ("Linear", "spike"), ("Linear", "count"),
         ("AvgPool2d", "spike"), ("SumPool2d", "spike"), ("MaxPool2d", "spike"), ("Add", "spike"), ("Add", "real"),

@@ -137,7 +137,8 @@ def test_a_checkpoint_keeps_every_number(name: str, tmp_path: Path) -> None:
 
 def test_the_hard_graphs_hold_every_kind_of_node_and_of_comparison() -> None:
     graphs = [solved(name).graph for name in GRAPHS]
-    assert {type(node).__name__ for graph in graphs for node in graph.nodes} == set(KINDS)
+    # A Reshape comes from NIR files of other tools only; test_nir_in.py runs those everywhere.
+    assert {type(node).__name__ for graph in graphs for node in graph.nodes} == set(KINDS) - {"Reshape"}
     gains = np.concatenate([node.norm_gain.reshape(-1) for graph in graphs for node in graph.neurons])
     assert set(np.sign(gains)) == {-1.0, 0.0, 1.0}
     assert all(isinstance(node, Neuron) for graph in graphs for node in graph.neurons)

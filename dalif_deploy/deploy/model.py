@@ -286,8 +286,9 @@ def _arguments(options: LoadOptions) -> dict[str, Any]:
     if options.timesteps is None:
         raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
     example = options.examples
+    count = 1 if options.structure_only else SEEDED_SAMPLES
     if example is not None:
-        example = example[:SEEDED_SAMPLES]
+        example = example[:count]
         if options.input_shape is not None and example.shape[-len(options.input_shape) :] != options.input_shape:
             raise DalifError(
                 Code.WRONG_SHAPE,
@@ -301,7 +302,6 @@ def _arguments(options: LoadOptions) -> dict[str, Any]:
     else:
         rng = np.random.default_rng(0)
         time = (options.timesteps,) if options.temporal else ()
-        count = 1 if options.structure_only else SEEDED_SAMPLES
         example = rng.random((count, *time, *options.input_shape), dtype=np.float32)
     return {
         "example_input": example,

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ import dalif_deploy
 from dalif_deploy import DALIF, export, save
 from dalif_deploy.certificate import CertificateCheck, check_certificate
 from dalif_deploy.certificate_sums import Inexact, Sum, Term, whole_numbers
+from dalif_deploy.deploy import exporting
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.onnx import to_onnx
 from dalif_deploy.lattice import Precision
 from dalif_deploy.passes.snap import snap
+from tests.commands import DIGITS
 from tests.test_exact_arithmetic import MAKERS, PRECISIONS, folded
 from tests.test_snap import random_graph
 
@@ -487,3 +490,21 @@ def test_the_checker_shares_no_code_with_what_it_checks() -> None:
             for module in modules:
                 own = module.startswith("dalif_deploy")
                 assert not own or module.removeprefix("dalif_deploy.") in ("errors", *names), module
+
+
+def test_an_export_keeps_no_file_whose_certificate_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = exporting.check_certificate
+
+    def doubting(path: str | Path) -> CertificateCheck:
+        check = real(path)
+        assert check.holds
+        return replace(check, findings=("conv1: 2^24 is exceeded",))
+
+    export(DIGITS, tmp_path / "right.onnx", to="onnx", precision="exact", verified=False)
+    monkeypatch.setattr(exporting, "check_certificate", doubting)
+    with pytest.raises(DalifError, match=r"its certificate does not hold: conv1: 2\^24 is exceeded") as caught:
+        export(DIGITS, tmp_path / "wrong.onnx", to="onnx", precision="exact", verified=False)
+    assert caught.value.code is Code.FAULT
+    assert [path.name for path in tmp_path.iterdir()] == ["right.onnx"]

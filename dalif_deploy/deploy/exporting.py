@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from dalif_deploy.certificate import CertificateCheck, check_certificate
 from dalif_deploy.contents import TOOL, Compared
 from dalif_deploy.deploy.content import content_of
 from dalif_deploy.deploy.data import Data, Progress, as_data, check_samples, rounded_inputs
@@ -83,7 +84,8 @@ def export(
     order of summation can change (docs/exactness.md, L3). `format_options`: "opset" and "outputs" for onnx,
     "dialect" for nir.
     Raises `DalifError`: what opening the model raises; UNSUPPORTED_LAYER, TARGET_CANNOT_HOLD, FOLD_MISMATCH,
-    EXPORT_DIVERGES (as `DivergentError`), OUTPUT_EXISTS, OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
+    EXPORT_DIVERGES (as `DivergentError`), FAULT where the certificate of an exact file does not hold, OUTPUT_EXISTS,
+    OUTPUT_IS_INPUT, NO_FOLDER, BAD_OPTION.
     """
     check_samples(samples)
     if to not in (known := (*format_names(), "pt")):
@@ -115,6 +117,8 @@ def export(
     with written_whole(target) as temporary:
         format_.write(content, temporary)
         _check_read_back(target, format_.compared(content, format_.read(temporary)))
+        if precision != "float32":
+            _check_certificate(target, check_certificate(temporary))
         if verified:
             verdict = verify(opened, temporary, data=chosen, progress=progress)
             verdict = _named(verdict, temporary, target)
@@ -141,6 +145,15 @@ class DivergentError(DalifError):
         super().__init__(
             Code.EXPORT_DIVERGES, f"{path}: not written, since it is {verdict.outcome}: {first_difference(verdict)}"
         )
+
+
+def _check_certificate(target: Path, check: CertificateCheck) -> None:
+    """What is written as exact must hold for the code that shares nothing with the exporter."""
+    if not check.holds:
+        raise DalifError(
+            Code.FAULT, f"{target}: not written, since its certificate does not hold: {check.findings[0]}; this is a "
+            "fault of dalif_deploy, please report it"
+        )  # fmt: skip
 
 
 def first_difference(verdict: Verdict) -> str:

@@ -95,7 +95,7 @@ def main() -> None:
         "## The paper's networks at full width",
         "",
         "Untrained, their BatchNorm statistics calibrated on seeded data so that every layer fires; one sample at the",
-        "paper's T and size of image. `capture` includes the proof that the graph fires as the module does; `ONNX` and",
+        "paper's size of image, T = 4. `capture` includes the proof that the graph fires as the module does; `ONNX` and",
         "`NIR` are the seconds from the graph to the file on disk. The peak is that of calibration, capture and both",
         "exports. Parameters leave out alpha and beta. The verdicts are those of every runtime that reads the file,",
         "and of three simulators on a file in their own dialect.",

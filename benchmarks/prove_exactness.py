@@ -25,7 +25,7 @@ from dalif_deploy.runtimes.torch import TorchRuntime
 
 MODELS = Path(__file__).parent.parent / "examples" / "models"
 SAMPLES = 64
-BATCH = 32
+BATCH, TORCH_BATCH = 16, 32
 Images = NDArray[np.uint8]
 Run = Callable[[NDArray[np.generic]], Recording]
 
@@ -65,7 +65,7 @@ def level2(graph: SpikingGraph, folded: SpikingGraph, images: Images, folder: Pa
         export(graph, path, to=to, verified=False, force=True, samples=1)
     runs: list[tuple[str, SpikingGraph, str, Run, int]] = [
         ("torch, batch 1", graph, "sum", in_ones(TorchRuntime(graph, dtype="float32").run), SAMPLES),
-        (f"torch, batch {BATCH}", graph, "sum", TorchRuntime(graph, dtype="float32").run, SAMPLES),
+        (f"torch, batch {TORCH_BATCH}", graph, "sum", TorchRuntime(graph, dtype="float32").run, SAMPLES),
         ("norse", folded, "decay", NorseRuntime(files["nir"]).run, SAMPLES),
         ("spikingjelly", folded, "decay", SpikingJellyRuntime(files["nir"]).run, SAMPLES),
     ]
@@ -78,8 +78,9 @@ def level2(graph: SpikingGraph, folded: SpikingGraph, images: Images, folder: Pa
         runs.append((f"events {seed}", folded, "sum", run, SAMPLES if seed < 2 else 4))
     worst, most, fewest = Outcome.EXACT, 0.0, SAMPLES
     for name, judged, update, run, count in runs:
-        comparer = Comparer(name, judged, arithmetic=Arithmetic(update=update), reference=graph)  # type: ignore[arg-type]
-        for batch in batches(images[:count]):
+        arithmetic = Arithmetic(update=update, pools="mean" if update == "decay" else "sum")  # type: ignore[arg-type]
+        comparer = Comparer(name, judged, arithmetic=arithmetic, reference=graph)
+        for batch in batches(images[:count], TORCH_BATCH if name == f"torch, batch {TORCH_BATCH}" else BATCH):
             comparer.add(batch, simulate(graph, batch), run(batch))
         result = comparer.result()
         worst = max(worst, result.outcome)

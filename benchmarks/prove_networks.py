@@ -26,8 +26,8 @@ DIALECTS = ("spikingjelly", "snntorch", "sinabs")
 
 
 def measured(name: str) -> dict[str, Any]:
-    """One network: what the table says of it, on one sample at the paper's T."""
-    case = calibrated(name, samples=1)
+    """One network: what the table says of it, on one sample with T = 4."""
+    case = calibrated(name, samples=1, timesteps=4)
     found: dict[str, Any] = {"timesteps": case.timesteps}
     decays = {id(p) for m in case.network.modules() if isinstance(m, DALIF) for p in m.parameters()}
     found["parameters"] = sum(p.numel() for p in case.network.parameters() if id(p) not in decays)

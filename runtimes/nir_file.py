@@ -15,7 +15,7 @@ from graphlib import CycleError, TopologicalSorter
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nir
 import numpy as np
@@ -26,12 +26,15 @@ from dalif_deploy.dialects import Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nir_io import open_nir
-from dalif_deploy.nir_rules import findings, summary
+from dalif_deploy.nir_rules import findings, sanitized, summary
 from dalif_deploy.operators import reduce_time
 from dalif_deploy.recording import Recording, SpikeTrain
 
 INSTALL = "pip install -r requirements/simulators.txt && pip install --no-deps -r requirements/simulators-no-deps.txt"
 """The command that installs the simulators: their own requirements cannot be met in one environment."""
+
+NIRTORCH_ORDER = "nodes are wired by dalif_deploy, since nirtorch adds three branches or more in an order that varies"
+"""What is steered round where a simulator reads files with nirtorch."""
 
 Step = Callable[[torch.Tensor, Any], tuple[torch.Tensor, Any]]
 """One node, one timestep: input and state (None at first) to output and next state."""
@@ -105,6 +108,20 @@ def stateless(module: torch.nn.Module) -> Step:
     return lambda x, state: (module(x), None)
 
 
+def itself(module: Step) -> Step:
+    """A module that takes its state and returns it is a step."""
+    return module
+
+
+def submodules(network: torch.nn.Module, file: NirFile) -> dict[str, torch.nn.Module]:
+    """The modules that nirtorch made of a file's nodes, by the node's name; none for input and output."""
+    return {
+        name: network.get_submodule(sanitized(name))
+        for name, node in file.graph.nodes.items()
+        if not isinstance(node, nir.Input | nir.Output)
+    }
+
+
 def qualified_names(modules: list[torch.nn.Module]) -> str:
     """The classes of modules, in full, each once, sorted, with commas."""
     return ", ".join(sorted({f"{type(module).__module__}.{type(module).__qualname__}" for module in modules}))
@@ -119,7 +136,7 @@ class Stepper:
     def __init__(self, file: NirFile, steps: Mapping[str, Step], dtype: torch.dtype) -> None:
         self._file = file
         self._steps = steps
-        self._dtype = dtype
+        self.dtype = dtype
         self._sources: dict[str, list[str]] = {name: [] for name in file.graph.nodes}
         for source, target in file.graph.edges:
             self._sources[target].append(source)
@@ -136,7 +153,7 @@ class Stepper:
         Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE; RUNTIME_CANNOT_RUN if the simulator fails).
         """
         spec = self._file.metadata.input
-        inputs = torch.from_numpy(spec.module_input(batch)).to(self._dtype)
+        inputs = torch.from_numpy(spec.module_input(batch)).to(self.dtype)
         state: dict[str, Any] = {}
         spikes: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in self._layers}
         outputs = []
@@ -179,3 +196,45 @@ class Stepper:
                 Code.RUNTIME_CANNOT_RUN, f"{self._file.path}: layer '{name}' gave something else than 0 and 1"
             )
         return fired.numpy()
+
+
+class NirSimulator:
+    """A simulator that has read a file, on the CPU: how its modules are stepped, and what is said of them.
+
+    `name`: as the user gives it to --runtime, and the package's. `title`: as the package writes itself.
+    `modules`: the simulator's own, for every node but input and output. `neurons`: those whose classes count as its
+    neurons. `stepped`: a module with state as a step. `notes`: what is steered round.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    def __init__(
+        self,
+        file: NirFile,
+        modules: Mapping[str, torch.nn.Module],
+        neurons: list[torch.nn.Module],
+        *,
+        stepped: Callable[[Any], Step],
+        notes: tuple[str, ...],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.neuron_class: str = qualified_names(neurons)
+        """The class, or classes, of the neurons that run."""
+        self.notes = notes
+        """What is steered round."""
+        steps = {
+            name: stepped(module) if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
+            for name, module in modules.items()
+        }
+        self._stepper = Stepper(file, steps, dtype)
+
+    @property
+    def description(self) -> str:
+        """The package that computes, its dtype, and what is steered round."""
+        dtype = str(self._stepper.dtype).removeprefix("torch.")
+        return f"{self.title} {installed_version(self.name)}, {dtype}, CPU; {'; '.join(self.notes)}"
+
+    def run(self, batch: NDArray[np.generic]) -> Recording:
+        """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
+        return self._stepper.run(batch)

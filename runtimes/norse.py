@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 import nir
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dalif_deploy.dialects import DT, NORSE
-from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.nir_file import (
     NirFile,
-    Step,
-    Stepper,
+    NirSimulator,
     importing,
-    installed_version,
+    itself,
     missing,
-    qualified_names,
     require,
-    stateless,
 )
 
 
@@ -31,7 +25,7 @@ def available() -> str | None:
     return missing("norse", "nirtorch")
 
 
-class NorseRuntime:
+class NorseRuntime(NirSimulator):
     """norse, float32, reading the file at `path`.
 
     Raises `DalifError`: MISSING_PACKAGE; FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE; RUNTIME_CANNOT_RUN for what
@@ -40,6 +34,7 @@ class NorseRuntime:
     """
 
     name = "norse"
+    title = "norse"
     update: Literal["sum", "decay"] = "decay"
 
     def __init__(self, path: str | Path) -> None:
@@ -49,28 +44,10 @@ class NorseRuntime:
         with importing(file, self.name):
             modules = {name: module for name, node in file.graph.nodes.items() if (module := _imported(node))}
         neurons = [modules[layer.name] for layer in file.metadata.layers]
-        self.neuron_class: str = qualified_names(neurons)
-        """The class, or classes, of the neurons that run."""
         wired = "nodes are wired by dalif_deploy, since norse.torch.from_nir runs them out of order where sums occur"
         pooled = any(isinstance(node, nir.AvgPool2d) for node in file.graph.nodes.values())
-        self.notes: tuple[str, ...] = (
-            (wired, "average pools are nirtorch's, since norse has none") if pooled else (wired,)
-        )
-        """What is steered round."""
-        steps: dict[str, Step] = {
-            name: module if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
-            for name, module in modules.items()
-        }
-        self._stepper = Stepper(file, steps, torch.float32)
-
-    @property
-    def description(self) -> str:
-        """The package that computes, its dtype, and what is steered round."""
-        return f"norse {installed_version('norse')}, float32, CPU; {'; '.join(self.notes)}"
-
-    def run(self, batch: NDArray[np.generic]) -> Recording:
-        """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
-        return self._stepper.run(batch)
+        notes = (wired, "average pools are nirtorch's, since norse has none") if pooled else (wired,)
+        super().__init__(file, modules, neurons, stepped=itself, notes=notes)
 
 
 def _imported(node: nir.NIRNode) -> torch.nn.Module | None:

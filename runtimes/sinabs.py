@@ -9,21 +9,16 @@ from typing import Any, Literal
 import nir
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dalif_deploy.dialects import SINABS
 from dalif_deploy.nir_neurons import leak_of
-from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.nir_file import (
     NirFile,
+    NirSimulator,
     Step,
-    Stepper,
     importing,
-    installed_version,
     missing,
-    qualified_names,
     require,
-    stateless,
 )
 
 _RULES = (
@@ -40,7 +35,7 @@ def available() -> str | None:
     return missing("sinabs", "nirtorch", "pbr", "matplotlib")
 
 
-class SinabsRuntime:
+class SinabsRuntime(NirSimulator):
     """sinabs, float32, reading the file at `path`, which is in its dialect.
 
     Raises `DalifError`: MISSING_PACKAGE; FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE; RUNTIME_CANNOT_RUN for a
@@ -49,6 +44,7 @@ class SinabsRuntime:
     """
 
     name = "sinabs"
+    title = "sinabs"
     update: Literal["sum", "decay"] = "sum"
 
     def __init__(self, path: str | Path) -> None:
@@ -59,26 +55,10 @@ class SinabsRuntime:
             modules = {name: module for name, node in file.graph.nodes.items() if (module := _imported(node))}
         lifs = {name: node for name, node in file.graph.nodes.items() if isinstance(node, nir.LIF)}
         given = [_configured(modules[name], node) for name, node in lifs.items()]
-        self.neuron_class: str = qualified_names([modules[layer.name] for layer in file.metadata.layers])
-        """The class, or classes, of the neurons that run."""
+        neurons = [modules[layer.name] for layer in file.metadata.layers]
         maps = any(np.ndim(node.v_leak) > 1 for node in lifs.values())
-        self.notes: tuple[str, ...] = (
-            _RULES, *([_LEAK] if any(given) else []), *([_MAPS] if maps else []), _WIRING,
-        )  # fmt: skip
-        """What is steered round."""
-        steps: dict[str, Step] = {
-            name: _stepped(module) if name in lifs else stateless(module) for name, module in modules.items()
-        }
-        self._stepper = Stepper(file, steps, torch.float32)
-
-    @property
-    def description(self) -> str:
-        """The package that computes, its dtype, and what is steered round."""
-        return f"sinabs {installed_version('sinabs')}, float32, CPU; {'; '.join(self.notes)}"
-
-    def run(self, batch: NDArray[np.generic]) -> Recording:
-        """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
-        return self._stepper.run(batch)
+        notes = (_RULES, *([_LEAK] if any(given) else []), *([_MAPS] if maps else []), _WIRING)
+        super().__init__(file, modules, neurons, stepped=_stepped, notes=notes)
 
 
 def _imported(node: nir.NIRNode) -> torch.nn.Module | None:

@@ -9,23 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import nir
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from dalif_deploy.dialects import SNNTORCH
-from dalif_deploy.nir_rules import sanitized
-from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.nir_file import (
+    NIRTORCH_ORDER,
     NirFile,
+    NirSimulator,
     Step,
-    Stepper,
     importing,
-    installed_version,
     missing,
-    qualified_names,
     require,
-    stateless,
+    submodules,
 )
 
 
@@ -34,7 +29,7 @@ def available() -> str | None:
     return missing("snntorch", "nirtorch")
 
 
-class SnnTorchRuntime:
+class SnnTorchRuntime(NirSimulator):
     """snnTorch, float32, reading the file at `path`.
 
     Raises `DalifError`: MISSING_PACKAGE; FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE; RUNTIME_CANNOT_RUN for what
@@ -43,6 +38,7 @@ class SnnTorchRuntime:
     """
 
     name = "snntorch"
+    title = "snnTorch"
     update: Literal["sum", "decay"] = "sum"
 
     def __init__(self, path: str | Path) -> None:
@@ -52,33 +48,9 @@ class SnnTorchRuntime:
         with importing(file, self.name), _as_it_was(), redirect_stdout(io.StringIO()):  # it prints what it does
             from snntorch.import_nir import import_from_nir
 
-            network = import_from_nir(nir.read(str(path)))
-            modules = {
-                name: network.get_submodule(sanitized(name))
-                for name, node in file.graph.nodes.items()
-                if not isinstance(node, nir.Input | nir.Output)
-            }
-        neurons = {layer.name: modules[layer.name] for layer in file.metadata.layers}
-        self.neuron_class: str = qualified_names(list(neurons.values()))
-        """The class, or classes, of the neurons that run."""
-        self.notes: tuple[str, ...] = (
-            "nodes are wired by dalif_deploy, since nirtorch adds three branches or more in an order that varies",
-        )
-        """What is steered round."""
-        steps: dict[str, Step] = {
-            name: _stepped(module) if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
-            for name, module in modules.items()
-        }
-        self._stepper = Stepper(file, steps, torch.float32)
-
-    @property
-    def description(self) -> str:
-        """The package that computes, its dtype, and what is steered round."""
-        return f"snnTorch {installed_version('snntorch')}, float32, CPU; {'; '.join(self.notes)}"
-
-    def run(self, batch: NDArray[np.generic]) -> Recording:
-        """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
-        return self._stepper.run(batch)
+            modules = submodules(import_from_nir(nir.read(str(path))), file)
+        neurons = [modules[layer.name] for layer in file.metadata.layers]
+        super().__init__(file, modules, neurons, stepped=_stepped, notes=(NIRTORCH_ORDER,))
 
 
 def _stepped(neuron: Any) -> Step:

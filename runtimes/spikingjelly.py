@@ -6,27 +6,24 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import nir
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dalif_deploy.dialects import CANONICAL, DT, SPIKINGJELLY
 from dalif_deploy.errors import Code, DalifError
-from dalif_deploy.nir_rules import sanitized
 from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.nir_file import (
+    NIRTORCH_ORDER,
     NirFile,
-    Step,
-    Stepper,
+    NirSimulator,
     importing,
-    installed_version,
+    itself,
     missing,
-    qualified_names,
     require,
-    stateless,
+    submodules,
 )
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -37,7 +34,7 @@ def available() -> str | None:
     return missing("spikingjelly", "nirtorch", "loguru")
 
 
-class SpikingJellyRuntime:
+class SpikingJellyRuntime(NirSimulator):
     """SpikingJelly, reading the file at `path`; `dtype` is what the whole network computes in.
 
     Raises `DalifError`: MISSING_PACKAGE; BAD_OPTION for another dtype; FILE_MISSING, FILE_DAMAGED,
@@ -47,6 +44,7 @@ class SpikingJellyRuntime:
     """
 
     name = "spikingjelly"
+    title = "SpikingJelly"
     update: Literal["sum", "decay"] = "decay"
 
     def __init__(self, path: str | Path, *, dtype: Literal["float32", "float64"] = "float32") -> None:
@@ -63,35 +61,14 @@ class SpikingJellyRuntime:
         with importing(file, self.name), _without_triton_notice():
             from spikingjelly.activation_based.nir_exchange import import_from_nir
 
-            network = import_from_nir(str(path), dt=DT, dtype=_DTYPES[dtype])
-            modules = {
-                name: network.get_submodule(sanitized(name))
-                for name, node in file.graph.nodes.items()
-                if not isinstance(node, nir.Input | nir.Output)
-            }
-        neurons = {layer.name: modules[layer.name] for layer in file.metadata.layers}
-        self.neuron_class: str = qualified_names([wrapper.module for wrapper in neurons.values()])
-        """The class, or classes, of the neurons that run."""
-        self.notes: tuple[str, ...] = (
-            "nodes are wired by dalif_deploy, since nirtorch adds three branches or more in an order that varies",
-        )
-        """What is steered round."""
-        steps: dict[str, Step] = {
-            name: module if isinstance(file.graph.nodes[name], nir.LIF | nir.IF) else stateless(module)
-            for name, module in modules.items()
-        }
-        self._dtype = dtype
-        self._stepper = Stepper(file, steps, _DTYPES[dtype])
-
-    @property
-    def description(self) -> str:
-        """The package that computes, its dtype, and what is steered round."""
-        return f"SpikingJelly {installed_version('spikingjelly')}, {self._dtype}, CPU; {'; '.join(self.notes)}"
+            modules: dict[str, Any] = submodules(import_from_nir(str(path), dt=DT, dtype=_DTYPES[dtype]), file)
+        neurons = [modules[layer.name].module for layer in file.metadata.layers]
+        super().__init__(file, modules, neurons, stepped=itself, notes=(NIRTORCH_ORDER,), dtype=_DTYPES[dtype])
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""
         with _without_triton_notice():
-            return self._stepper.run(batch)
+            return super().run(batch)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dalif_deploy.equivalence.causes import find_cause
 from dalif_deploy.equivalence.evidence import Evidence
 from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, judge
 from dalif_deploy.equivalence.suspicion import settled, suspect
-from dalif_deploy.equivalence.verdict import Comparison, Outcome
+from dalif_deploy.equivalence.verdict import Comparison, Outcome, outcome_of
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.recording import Recording
@@ -135,7 +135,7 @@ class Comparer:
         outcomes = np.where(differing > 0, Outcome.ROUNDING, Outcome.EXACT)
         for origin in origins:
             place = origin.sample - self._samples
-            outcomes[place] = max(outcomes[place], _outcome(origin))
+            outcomes[place] = max(outcomes[place], outcome_of(origin))
         outcomes[beyond] = Outcome.DIVERGENT
         for outcome in Outcome:
             self._by_outcome[outcome] += int(np.count_nonzero(outcomes == outcome))
@@ -189,9 +189,3 @@ class Comparer:
             prediction_changes=self._changes,
             suspect=suspected,
         )
-
-
-def _outcome(origin: NeuronStepFinding) -> Outcome:
-    if not origin.within_bound:
-        return Outcome.DIVERGENT
-    return Outcome.ROUNDING if origin.proved else Outcome.UNPROVED

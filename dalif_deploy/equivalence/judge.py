@@ -167,6 +167,14 @@ def within(margin: Values | float, bound: Values | float) -> NDArray[np.bool_]:
     return np.asarray((np.abs(margin) <= bound) & (np.asarray(bound) > 0.0))
 
 
+def judged_bound(step: NeuronStep, exact: ExactSteps, fired: NDArray[np.bool_], share: float) -> Values:
+    """How far rounding can take the margin of a step at which the candidate `fired`; 0 where nothing rounds."""
+    assert step.bound is not None
+    bound = np.broadcast_to(share * step.bound, step.potential.shape)
+    mask = exact.mask(step, fired)
+    return bound if mask is None else np.where(mask, 0.0, bound)
+
+
 class _Judging:
     def __init__(
         self, spikes: Mapping[str, SpikeTrain], share: float, exact: ExactSteps, first_sample: int, samples: int
@@ -181,14 +189,10 @@ class _Judging:
         self.closest: NeuronStepFinding | None = None
 
     def __call__(self, step: NeuronStep) -> None:
-        assert step.bound is not None
         fired = self.spikes[step.neuron.name].step(step.t)
         margin = step.compared - step.neuron.v_threshold
         distance = np.abs(margin)
-        bound = self.share * step.bound
-        exact = self.exact.mask(step, fired)
-        if exact is not None:
-            bound = np.where(exact, 0.0, bound)
+        bound = judged_bound(step, self.exact, fired, self.share)
         for place in map(tuple, np.argwhere(fired != step.fires)):
             self.contradictions.append(self._finding(step, place, fired, margin, bound))
         for place in map(tuple, np.argwhere(within(margin, bound))):

@@ -9,15 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.equivalence.exact_steps import ExactSteps
-from dalif_deploy.equivalence.judge import Arithmetic, within
-from dalif_deploy.equivalence.replay import NeuronStep, _Replay, _Tracked
+from dalif_deploy.equivalence.judge import Arithmetic, judged_bound, within
+from dalif_deploy.equivalence.replay import NeuronStep, Replay, Tracked
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Neuron, Node
 from dalif_deploy.operators import Values
 from dalif_deploy.recording import SpikeTrain
 
-Currents = Sequence[_Tracked]
+Currents = Sequence[Tracked]
 """X of one layer with its error, timestep by timestep."""
 
 
@@ -118,7 +117,7 @@ class Layer:
         replay = self._replay(graph, {**self._spikes, self.name: SpikeTrain.pack(spikes)})
         exact = self._arithmetic.exact_steps(graph, self._batch)
         steps = list(replay.membrane_steps(neuron, currents))
-        bounds = [_bound(step, exact, spikes[:, t], self._arithmetic.share) for t, step in enumerate(steps)]
+        bounds = [judged_bound(step, exact, spikes[:, t], self._arithmetic.share) for t, step in enumerate(steps)]
         potential = np.stack([step.compared for step in steps], axis=1)
         fires = np.stack([step.fires for step in steps], axis=1)
         return LayerRun(
@@ -127,13 +126,6 @@ class Layer:
 
     def _replay(self, graph: SpikingGraph, history: Mapping[str, SpikeTrain] | None) -> _LayerReplay:
         return _LayerReplay(graph, self.name, self._batch, history or self._spikes, self._arithmetic)
-
-
-def _bound(step: NeuronStep, exact: ExactSteps, spikes: NDArray[np.bool_], share: float) -> Values:
-    assert step.bound is not None
-    bound = np.broadcast_to(share * step.bound, step.potential.shape)
-    mask = exact.mask(step, spikes)
-    return bound if mask is None else np.where(mask, 0.0, bound)
 
 
 def _moved(spikes: NDArray[np.bool_], late: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -162,7 +154,7 @@ def _cone(graph: SpikingGraph, name: str) -> frozenset[str]:
     return frozenset(found)
 
 
-class _LayerReplay(_Replay):
+class _LayerReplay(Replay):
     """A replay of one layer and its cone; the neurons before it fire what was recorded."""
 
     def __init__(
@@ -178,7 +170,7 @@ class _LayerReplay(_Replay):
         self.edge = graph[layer].inputs[0]
         self.cone = _cone(graph, layer)
 
-    def currents(self) -> list[_Tracked]:
+    def currents(self) -> list[Tracked]:
         """X of the layer at every timestep."""
         found = []
         for t in range(self.graph.timesteps):

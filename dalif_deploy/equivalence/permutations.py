@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dalif_deploy.equivalence.cause import Explanation
 from dalif_deploy.equivalence.hypotheses import flattened_before, in_cone
 from dalif_deploy.equivalence.layer_replay import Layer, LayerRun
-from dalif_deploy.equivalence.replay import _Tracked
+from dalif_deploy.equivalence.replay import Tracked
 from dalif_deploy.nodes import Array, Conv2d, Linear, frozen
 from dalif_deploy.operators import Values, pad, windows
 
@@ -83,7 +83,7 @@ def _made(layer: Layer) -> Iterator[tuple[str, Order]]:
             yield from _matched(f"the channels that '{node.name}' makes stand", layer, of_node)
 
 
-def _in_order(current: _Tracked, order: Order) -> _Tracked:
+def _in_order(current: Tracked, order: Order) -> Tracked:
     error = None if current.error is None else current.error[:, order]
     return replace(current, value=current.value[:, order], error=error)
 

@@ -82,7 +82,7 @@ def replay(
     bound on their error. `input_error`: how far the candidate's inputs lie from the module's, of the batch's shape.
     Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE, RUNTIME_CANNOT_RUN).
     """
-    run = _Replay(graph, batch, visit, history, update, grids, unit, pools, input_error)
+    run = Replay(graph, batch, visit, history, update, grids, unit, pools, input_error)
     logits = run.run()
     if answer is not None:
         answer(logits, run.values[graph.output].error)
@@ -97,7 +97,7 @@ def simulate(graph: SpikingGraph, batch: NDArray[np.generic]) -> Recording:
 
 
 @dataclass(frozen=True, eq=False)
-class _Tracked:
+class Tracked:
     """A value, and where bounds are computed its error; `proved` is False downstream of an unknown node kind."""
 
     value: Values
@@ -105,7 +105,9 @@ class _Tracked:
     proved: bool = True
 
 
-class _Replay:
+class Replay:
+    """A run of `replay`, timestep by timestep; the arguments are that function's."""
+
     def __init__(
         self,
         graph: SpikingGraph,
@@ -137,8 +139,8 @@ class _Replay:
         self.grids = grids
         self.unit = unit
         self.pools: Pools = pools
-        self.values: dict[str, _Tracked] = {}
-        self.past: dict[str, list[_Tracked]] = {
+        self.values: dict[str, Tracked] = {}
+        self.past: dict[str, list[Tracked]] = {
             edge.source: [] for node in graph.nodes for edge in node.inputs if edge.delay
         }
         self.membrane: dict[str, Values] = {}
@@ -148,7 +150,7 @@ class _Replay:
                 n.name: MembraneError(n, n.update if update == "own" else update, unit) for n in graph.neurons
             }
         self.fired: dict[str, NDArray[np.bool_]] = {}
-        self.per_step: list[_Tracked] = []
+        self.per_step: list[Tracked] = []
 
     def run(self) -> Array:
         for t in range(self.graph.timesteps):
@@ -165,10 +167,10 @@ class _Replay:
                 self.values[node.name] = self._once(node)
         return np.asarray(self.values[self.graph.output].value)
 
-    def _step(self, node: Node, t: int) -> _Tracked:
+    def _step(self, node: Node, t: int) -> Tracked:
         if isinstance(node, Input):
             value, error = (a[:, t] if node.temporal else a for a in (self.inputs, self.input_error))
-            return _Tracked(value, error if self.bounded else None)
+            return Tracked(value, error if self.bounded else None)
         if isinstance(node, Zeros):
             return self._zeros(node.shape)
         sources = [self._source(edge, t) for edge in node.inputs]
@@ -176,25 +178,25 @@ class _Replay:
             return self._exact(self._integrate(node, sources[0], t))
         return self._stateless(node, sources)
 
-    def _stateless(self, node: Node, sources: list[_Tracked]) -> _Tracked:
+    def _stateless(self, node: Node, sources: list[Tracked]) -> Tracked:
         value = evaluate(node, [source.value for source in sources])
         if not self.bounded:
-            return _Tracked(value, None)
+            return Tracked(value, None)
         errors = [source.error for source in sources if source.error is not None]
         types = [self.graph.types[edge.source] for edge in node.inputs]
         inputs = [source.value for source in sources]
         if self.grids is not None:
-            return _Tracked(value, snapped_error(node, inputs, errors, value, self.grids))
+            return Tracked(value, snapped_error(node, inputs, errors, value, self.grids))
         error = node_error(node, inputs, errors, types, value, self.pools)
         proved = error is not None and all(source.proved for source in sources)
-        return _Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
+        return Tracked(value, np.full_like(value, np.inf) if error is None else error, proved)
 
-    def _once(self, node: Node) -> _Tracked:
+    def _once(self, node: Node) -> Tracked:
         if not isinstance(node, Readout):
             return self._stateless(node, [self.values[edge.source] for edge in node.inputs])
         value = reduce_time(np.stack([step.value for step in self.per_step], axis=1), node.mode)
         if not self.bounded:
-            return _Tracked(value, None)
+            return Tracked(value, None)
         # Every step's output is rounded once where it is taken out, if it was not before.
         errors = [step.error + self.unit * np.abs(step.value) for step in self.per_step if step.error is not None]
         error: Values = errors[-1] if node.mode == "last" else np.max(errors, axis=0)
@@ -204,22 +206,22 @@ class _Replay:
             # The sum; and for a mean a division, or a product with a rounded reciprocal.
             error = np.sum(errors, axis=0) + gamma(steps + 3.0, self.unit) * size
             error = error / steps if node.mode == "mean" else error
-        return _Tracked(value, error + TINY, all(step.proved for step in self.per_step))
+        return Tracked(value, error + TINY, all(step.proved for step in self.per_step))
 
-    def _source(self, edge: Edge, t: int) -> _Tracked:
+    def _source(self, edge: Edge, t: int) -> Tracked:
         if not edge.delay:
             return self.values[edge.source]
         if t >= edge.delay:
             return self.past[edge.source][t - edge.delay]
         return self._zeros(self.graph.types[edge.source].shape)
 
-    def _zeros(self, shape: tuple[int, ...]) -> _Tracked:
+    def _zeros(self, shape: tuple[int, ...]) -> Tracked:
         return self._exact(np.zeros((len(self.inputs), *shape)))
 
-    def _exact(self, value: Values) -> _Tracked:
-        return _Tracked(value, np.zeros_like(value) if self.bounded else None)
+    def _exact(self, value: Values) -> Tracked:
+        return Tracked(value, np.zeros_like(value) if self.bounded else None)
 
-    def _integrate(self, node: Neuron, source: _Tracked, t: int) -> Values:
+    def _integrate(self, node: Neuron, source: Tracked, t: int) -> Values:
         current = source.value
         before = self.membrane.get(node.name)
         if before is None:

@@ -22,7 +22,15 @@ from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.equivalence.rounding import Grids, Pools
 from dalif_deploy.equivalence.suspicion import settled, suspect
-from dalif_deploy.equivalence.verdict import Comparison, Gains, Outcome, RuntimeComparison, Verdict, worst
+from dalif_deploy.equivalence.verdict import (
+    Comparison,
+    Gains,
+    Outcome,
+    RuntimeComparison,
+    Verdict,
+    outcome_of,
+    worst,
+)
 from dalif_deploy.nodes import frozen
 from dalif_deploy.recording import Recording
 
@@ -213,13 +221,6 @@ class StoredComparison:
             prediction_changes=tally.prediction_changes,
             suspect=suspected,
         )
-
-
-def outcome_of(origin: NeuronStepFinding) -> Outcome:
-    """What one contradiction amounts to."""
-    if not origin.within_bound:
-        return Outcome.DIVERGENT
-    return Outcome.ROUNDING if origin.proved else Outcome.UNPROVED
 
 
 def decided(

@@ -211,3 +211,10 @@ class Verdict:
 def worst(outcomes: Iterable[Outcome]) -> Outcome:
     """The worst of them; exact where there are none."""
     return max(outcomes, default=Outcome.EXACT)
+
+
+def outcome_of(origin: NeuronStepFinding) -> Outcome:
+    """What one contradiction amounts to."""
+    if not origin.within_bound:
+        return Outcome.DIVERGENT
+    return Outcome.ROUNDING if origin.proved else Outcome.UNPROVED

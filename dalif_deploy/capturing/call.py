@@ -37,6 +37,12 @@ class Call:
             return self.args[index]
         return self.kwargs.get(key, default)
 
+    def axes(self) -> set[int]:
+        """The axes of its first operand that a reduction or squeeze names; all where it names none."""
+        rank = self.args[0].ndim
+        dims = self.arg(1, "dim")
+        return {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
+
     def val(self, index: int) -> Val | None:
         return self.val_of(self.args[index])
 

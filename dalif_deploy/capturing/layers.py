@@ -141,9 +141,7 @@ def adaptive(call: Call) -> Result:
 
 def over_space(call: Call) -> Result:
     x = call.node()
-    rank = call.args[0].ndim
-    dims = call.arg(1, "dim")
-    named = sorted({d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))})
+    named = sorted(call.axes())
     if call.name in ("mean", "sum", "amax") and 0 in named:
         raise call.refuse("reduces over the batch, which mixes samples", Code.CAPTURE_REFUSED)
     if call.kwargs.get("dtype") not in (None, call.args[0].dtype):

@@ -65,9 +65,7 @@ def reduction(over_space: Handler, over_time: Handler) -> Handler:
     def lifted(call: Call) -> Result:
         val = call.val(0)
         assert val is not None
-        rank = call.args[0].ndim
-        dims = call.arg(1, "dim")
-        named = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
+        named = call.axes()
         if named == {val.axis} or call.name == "max":
             return over_time(call)
         own = val.axis

@@ -172,10 +172,7 @@ def split(call: Call) -> Result:
 def timed_squeeze(call: Call) -> Result:
     val = call.val(0)
     assert val is not None
-    rank = call.args[0].ndim
-    dims = call.arg(1, "dim")
-    chosen = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
-    removed = [d for d in chosen if call.args[0].shape[d] == 1]
+    removed = [d for d in call.axes() if call.args[0].shape[d] == 1]
     if removed == [val.axis]:
         return Val(val.nodes)
     if not removed:
@@ -243,9 +240,7 @@ def cat(call: Call) -> Result:
 def over_time(call: Call) -> Result:
     val = call.val(0)
     assert val is not None
-    rank = call.args[0].ndim
-    dims = call.arg(1, "dim")
-    named = {d % rank for d in ([dims] if isinstance(dims, int) else dims or range(rank))}
+    named = call.axes()
     if named != {val.axis} or call.kwargs.get("dtype") not in (None, call.args[0].dtype):
         where = "folded into the batch" if val.fold else f"dimension {val.d}"
         raise call.refuse(f"a reduction over dimensions {sorted(named)} of a tensor whose time is {where}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,11 @@ def survey(module: torch.nn.Module, capture: Callable[[], SpikingGraph]) -> Surv
     replaced: dict[str, torch.nn.Module] = {}
     graph: SpikingGraph | None = None
     collecting = _Collecting()
+
+    def note(refusals: Iterable[Refusal]) -> None:
+        for refusal in refusals:
+            found.setdefault((refusal.path, refusal.where or refusal.reason), refusal)
+
     try:
         for _ in range(MOST_RUNS):
             graph, collecting = None, _Collecting()
@@ -84,8 +89,7 @@ def survey(module: torch.nn.Module, capture: Callable[[], SpikingGraph]) -> Surv
                     if not (replaced or errors):
                         raise
                     # The module runs as it is; it is the stand-ins that it cannot run with.
-                    for refusal in (_refusal(error, module) for error in errors):
-                        found.setdefault((refusal.path, refusal.where or refusal.reason), refusal)
+                    note(_refusal(error, module) for error in errors)
                     break
                 errors.append(error)
             refusals = [_refusal(error, module) for error in errors]
@@ -94,8 +98,7 @@ def survey(module: torch.nn.Module, capture: Callable[[], SpikingGraph]) -> Surv
                 found.setdefault((path, ""), refusal)
                 replaced[path] = _put(module, path, StandIn(module.get_submodule(path)))
             if not unknown:  # else much of the rest follows from it, and what does not will be back
-                for refusal in refusals:
-                    found.setdefault((refusal.path, refusal.where or refusal.reason), refusal)
+                note(refusals)
                 break
     finally:
         for path, original in replaced.items():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dalif_deploy.deploy.data import Data
 from dalif_deploy.deploy.exported import open_exported
 from dalif_deploy.deploy.files import kind_of, written_whole
-from dalif_deploy.deploy.model import LoadOptions, Model, open_model
+from dalif_deploy.deploy.model import LoadOptions, Model, needed_timesteps, open_model
 from dalif_deploy.encoding import Encoding, InputSpec
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.event_data import event_arrays, to_event_data
@@ -75,12 +75,11 @@ def _input_spec(
         return open_model(model, options).graph.input_spec
     # It will be captured on the events, so what it takes must be known before.
     sensor = recordings.items[0].sensor
-    if options.timesteps is None:
-        raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
+    timesteps = needed_timesteps(options)
     if options.input_shape is None and sensor is None:
         raise DalifError(
             Code.AMBIGUOUS, f"{recordings.origin}: does not say the size of its sensor; give --input-shape, such as "
             "2,34,34",
         )  # fmt: skip
     shape = options.input_shape or (2, *(sensor or ()))
-    return InputSpec(shape, options.temporal is not False, options.timesteps, Encoding())
+    return InputSpec(shape, options.temporal is not False, timesteps, Encoding())

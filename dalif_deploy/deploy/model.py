@@ -281,10 +281,16 @@ def _with_time_if_needed(
     return made, (f"temporal=True (forward takes no static input, but [batch, {options.timesteps}, ...])",)
 
 
-def _arguments(options: LoadOptions) -> dict[str, Any]:
-    """What capture is given."""
+def needed_timesteps(options: LoadOptions) -> int:
+    """T of a module that is yet to be captured. Raises `DalifError` (AMBIGUOUS) where nobody says it."""
     if options.timesteps is None:
         raise DalifError(Code.AMBIGUOUS, "the module does not say how many timesteps it runs; give -T/--timesteps")
+    return options.timesteps
+
+
+def _arguments(options: LoadOptions) -> dict[str, Any]:
+    """What capture is given."""
+    timesteps = needed_timesteps(options)
     example = options.examples
     count = 1 if options.structure_only else SEEDED_SAMPLES
     if example is not None:
@@ -301,11 +307,11 @@ def _arguments(options: LoadOptions) -> dict[str, Any]:
         )  # fmt: skip
     else:
         rng = np.random.default_rng(0)
-        time = (options.timesteps,) if options.temporal else ()
+        time = (timesteps,) if options.temporal else ()
         example = rng.random((count, *time, *options.input_shape), dtype=np.float32)
     return {
         "example_input": example,
-        "timesteps": options.timesteps,
+        "timesteps": timesteps,
         "layout": options.layout,
         "readout": options.readout,
         "temporal": options.temporal,

@@ -6,24 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
-from dalif_deploy import Data, export, verify
+from dalif_deploy import Binning, LoadOptions, export, read_events, verify
 
 RECORDINGS, STEPS = 100, 300
 RUNTIMES = ("events", "onnxruntime", "norse", "spikingjelly")
-
-
-def recordings(path: Path) -> Data:
-    """Event counts of 1 ms, [100, 300, 2, 34, 34], and labels."""
-    events = np.load(path)
-    binned = np.zeros((RECORDINGS, STEPS, 2, 34, 34), dtype=np.float32)
-    for i in range(RECORDINGS):
-        some = slice(events["offsets"][i], events["offsets"][i + 1])
-        step = events["t_us"][some] // 1000
-        within = step < STEPS
-        np.add.at(binned[i], (step[within], *(events[key][some][within] for key in ("p", "y", "x"))), 1.0)
-    return Data(binned, events["label"][:RECORDINGS].astype(np.int64), f"{RECORDINGS} N-MNIST recordings")
 
 
 def nmnist() -> tuple[list[str], bool]:
@@ -32,7 +18,10 @@ def nmnist() -> tuple[list[str], bool]:
     if not folder:
         return ["Not measured: $DALIF_TEST_DATA does not name the folder of the recordings."], True
     model = Path(folder) / "nir_graphs" / "cnn_sinabs.nir"
-    data = recordings(Path(folder) / "nmnist" / "nmnist_events_300.npz")
+    data = read_events(
+        Path(folder) / "nmnist" / "nmnist_events_300.npz", Binning.parse("duration:1000", start="zero"), model,
+        options=LoadOptions(timesteps=STEPS, input_shape=(2, 34, 34)), samples=RECORDINGS,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         files = [Path(place) / f"cnn.{to}" for to in ("onnx", "nir")]
         for file in files:

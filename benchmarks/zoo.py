@@ -80,6 +80,12 @@ class Calibrated:
     rates: dict[str, float]
 
     @property
+    def parameters(self) -> int:
+        """How many the network has besides alpha and beta."""
+        decays = {id(p) for m in self.network.modules() if isinstance(m, DALIF) for p in m.parameters()}
+        return sum(p.numel() for p in self.network.parameters() if id(p) not in decays)
+
+    @property
     def inputs(self) -> NDArray[np.float32]:
         """What the network itself takes."""
         return self.encoding.module_input(self.data, feature_axis=self.data.ndim - 3)
@@ -126,11 +132,9 @@ def main() -> None:
         made = time.perf_counter()
         case.captured()
         done = time.perf_counter()
-        decays = sum(p.numel() for m in case.network.modules() if isinstance(m, DALIF) for p in m.parameters())
-        parameters = sum(p.numel() for p in case.network.parameters()) - decays
         rates = case.rates.values()
         table.add_row(
-            name, str(case.timesteps), f"{parameters:,}", str(len(rates)), f"{min(rates):.1%} to {max(rates):.1%}",
+            name, str(case.timesteps), f"{case.parameters:,}", str(len(rates)), f"{min(rates):.1%} to {max(rates):.1%}",
             f"{made - start:.1f}", f"{done - made:.1f}",
         )  # fmt: skip
     Console(highlight=False, width=120).print(table)

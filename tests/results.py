@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from dalif_deploy.deploy.data import Data
@@ -15,6 +16,7 @@ from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.results import writing_results
 from dalif_deploy.equivalence import Comparer, Gains, RuntimeComparison, Verdict, simulate
 from dalif_deploy.equivalence.results import FOLDING, REFERENCE, Form, runtime_key
+from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Linear, frozen
 from dalif_deploy.passes import fold
@@ -47,6 +49,15 @@ def candidate(case: str) -> Run:
     if case == ANSWERS:
         return lambda batch: _other_logits(simulate(graph, batch))
     return lambda batch: simulate(graph, batch)
+
+
+def refusal(code: Code, call: Callable[[], object]) -> str:
+    """The one line with which `call` is refused."""
+    with pytest.raises(DalifError) as caught:
+        call()
+    assert caught.value.code is code, caught.value
+    assert "\n" not in caught.value.message
+    return caught.value.message
 
 
 def _other_logits(recording: Recording) -> Recording:

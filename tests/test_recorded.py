@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from dalif_deploy.deploy import verify
 from dalif_deploy.equivalence import Outcome, RuntimeComparison
-from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.errors import Code
 from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.recorded import RecordedRuntime
 from tests.results import (
@@ -26,6 +25,7 @@ from tests.results import (
     data,
     model_graph,
     recorded_verdict,
+    refusal,
 )
 
 
@@ -45,14 +45,6 @@ def run_file(folder: Path, case: str, **changes: Any) -> Path:
 def judged(path: Path) -> RuntimeComparison:
     (runtime,) = verify(model_graph(), data=data(), runtimes=(), recordings=[path]).runtimes
     return runtime
-
-
-def refusal(code: Code, call: Callable[[], object]) -> str:
-    with pytest.raises(DalifError) as caught:
-        call()
-    assert caught.value.code is code, caught.value
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 @pytest.mark.parametrize("case", [EXACT, ROUNDING, DIVERGENT, ANSWERS])

@@ -40,6 +40,7 @@ from tests.results import (
     data,
     model_graph,
     recorded_verdict,
+    refusal,
 )
 
 Contents = dict[str, Any]
@@ -104,14 +105,6 @@ def first(value: object) -> Callable[[NDArray[Any]], NDArray[Any]]:
         return values
 
     return changed
-
-
-def refusal(code: Code, call: Callable[[], object]) -> str:
-    with pytest.raises(DalifError) as caught:
-        call()
-    assert caught.value.code is code, caught.value
-    assert "\n" not in caught.value.message
-    return caught.value.message
 
 
 def recorded(case: str) -> Recording:

@@ -1,8 +1,9 @@
-"""Checks the certificate of an exact ONNX file against the file alone.
+"""Checks the certificate of an exact file, ONNX or NIR, against the file alone.
 
 The certificate says, for each convolution and linear layer, in which form it is written, on which grid its sums
 lie, how far they can reach and what they must not exceed. All of it is recomputed here from the weights and
-operators in the file, in whole numbers, by code that shares nothing with what wrote it; see `certificate_walk`.
+operators in the file, in whole numbers, by code that shares nothing with what wrote it; see `certificate_walk` and,
+for NIR, `certificate_nir`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any
 
 import onnx
 
-from dalif_deploy.certificate_walk import LayerSums, Walk
+from dalif_deploy.certificate_layers import LayerSums
+from dalif_deploy.certificate_nir import NirWalk
+from dalif_deploy.certificate_walk import Walk
 from dalif_deploy.errors import Code, DalifError
+from dalif_deploy.nir_io import open_nir
 
+HDF5 = b"\x89HDF"
+"""How a .nir file begins."""
 LIMIT_OF = {"slices": 2**24, "planes": 2**53}
 MEMBRANES = {"exact": "float32", "exact64": "float64"}
 FIELDS = ("node", "form", "exponents", "largest", "limit", "inputs_maximum", "weights")
@@ -68,14 +74,20 @@ class CertificateCheck:
 
 
 def check_certificate(path: str | Path) -> CertificateCheck:
-    """Recompute the certificate of the .onnx file at `path`.
+    """Recompute the certificate of the .onnx or .nir file at `path`.
 
     Raises `DalifError`: FILE_MISSING, FILE_DAMAGED (also a certificate that cannot be read), FOREIGN_FILE for
-    another file, and for an ONNX file that holds no certificate.
+    another file, and for one that holds no certificate.
     """
     path = Path(path)
-    model = _read(path)
-    entries = {entry.key: entry.value for entry in model.metadata_props}
+    begins = _begins(path)
+    graph: Any
+    if begins == HDF5:
+        graph, _ = open_nir(path)
+        entries = {key: value for key, value in graph.metadata.items() if isinstance(value, str)}
+    else:
+        model = _read(path)
+        graph, entries = model.graph, {entry.key: entry.value for entry in model.metadata_props}
     if "certificate" not in entries or entries.get("precision") not in MEMBRANES:
         raise DalifError(
             Code.FOREIGN_FILE, f"{path}: holds no certificate; export it with precision 'exact' or 'exact64'"
@@ -88,19 +100,29 @@ def check_certificate(path: str | Path) -> CertificateCheck:
         raise DalifError(
             Code.FILE_DAMAGED, f"{path}: its certificate cannot be read ({type(error).__name__}: {error})"
         ) from error
-    walk = Walk(model.graph, input_maximum=255 if codes else 1, membrane=MEMBRANES[precision])
+    maximum = 255 if codes else 1
+    walk: Walk | NirWalk
+    if begins == HDF5:
+        walk = NirWalk(graph, entries, input_maximum=maximum)
+    else:
+        walk = Walk(graph, input_maximum=maximum, membrane=MEMBRANES[precision])
     walk.run()
     layers = tuple(_checked(name, found) for name, found in walk.layers.items())
     return CertificateCheck(precision, layers, (*walk.findings, *_differences(claimed, layers)))
 
 
-def _read(path: Path) -> Any:
+def _begins(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(len(HDF5))
     except OSError as error:
         raise DalifError(Code.FILE_MISSING, f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _read(path: Path) -> Any:
+    content = path.read_bytes()
     if not content.startswith(b"\x08"):  # ir_version, the first field of every ONNX file
-        raise DalifError(Code.FOREIGN_FILE, f"{path}: not an ONNX file")
+        raise DalifError(Code.FOREIGN_FILE, f"{path}: neither an ONNX nor a NIR file")
     try:
         model = onnx.load_model_from_string(content)
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):

@@ -9,12 +9,11 @@ Nothing here is shared with the code that writes such graphs, but for the names 
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from dalif_deploy.certificate_layers import LayerSums, record
 from dalif_deploy.certificate_sums import (
     LIMITS,
     Free,
@@ -43,28 +43,6 @@ SATURATION = 32767
 """AVX2 adds two products of uint8 and int8 in int16."""
 COMBINING = ("Add", "Cast", "Identity", "Mul")
 """What ends a sum: its value is called `<node>/output`."""
-
-
-@dataclass
-class LayerSums:
-    """What was found of one layer with weights; see `certificate`."""
-
-    form: str
-    exponents: list[int | None]
-    largest: int
-    inputs_maximum: int
-    values: dict[int, tuple[NDArray[np.float64], NDArray[np.float64] | None]] = field(default_factory=dict)
-    """The weights [channels, terms] and biases of every slice, or of all planes."""
-
-    def digest(self) -> str:
-        """SHA-256 of the weights, in ascending order within each channel, and of the biases."""
-        rows = np.sort(sum(weights for weights, _ in self.values.values()) + 0.0, axis=1)
-        found = hashlib.sha256(rows.astype("<f8").tobytes())
-        biases = [bias for _, bias in self.values.values() if bias is not None]
-        total = np.asarray(sum(biases) + 0.0)
-        if biases and total.any():
-            found.update(total.astype("<f8").tobytes())
-        return found.hexdigest()
 
 
 class Walk:
@@ -160,20 +138,11 @@ class Walk:
         layers = planes if value.part is None else value.layers - planes
         if not layers:
             return
-        zeros = value.zeros()
-        largest = max(reach >> (z or 0) for reach, z in zip(value.reach(), zeros, strict=True))
-        exponents = [None if z is None else int(k) - z for k, z in zip(value.exponents, zeros, strict=True)]
-        for layer in layers:
-            form = f"planes{len(self._planes[layer])}" if value.part is None else f"slices{value.part[1]}"
-            known = self.layers.setdefault(layer, LayerSums(form, exponents, 0, self._inputs[layer]))
-            if known.form != form:
-                raise Inexact(f"'{layer}' is written as {known.form} and as {form}")
-            known.largest = max(known.largest, largest)
-            known.values[0 if value.part is None else value.part[0]] = value.values_of(layer)
-            known.exponents = [
-                a if b is None else b if a is None else max(a, b)
-                for a, b in zip(known.exponents, exponents, strict=True)
-            ]
+        forms = {
+            layer: f"planes{len(self._planes[layer])}" if value.part is None else f"slices{value.part[1]}"
+            for layer in layers
+        }
+        record(self.layers, value, {layer: (form, self._inputs[layer]) for layer, form in forms.items()})
 
     def _completed(self, node: Any, name: str, value: Value) -> Value:
         """Marks the end of a sum."""

@@ -77,6 +77,8 @@ class Dialect:
     steps, and r = 1. `tie`: the reader's own float32 potential after one step from rest with X = v_th, in words;
     `nir_neurons` computes it.
 
+    `inexact`: why its reader does not compute V = fl(fl(beta H) + X), as exact files are defined; empty where it does.
+
     `quirks`: what to steer round. `call`: the expression that loads the file at `path`, given the packages it
     names; `call_with_sums`: the one for a file in which a node has several inputs or readers, where it differs.
     """
@@ -95,6 +97,7 @@ class Dialect:
     potential: Literal["scaled", "unit"] = "scaled"
     leak: Literal["euler", "exponential"] = "euler"
     tie: str = ""
+    inexact: str = ""
     quirks: tuple[str, ...] = ()
     call: str
     call_with_sums: str = ""
@@ -109,6 +112,7 @@ CANONICAL = Dialect(
     fires_at="ge",
     reset="hard, to v_reset",
     r="1 in LIF, 1 / dt in IF",
+    inexact="it holds (1 - beta) V, which every reader rounds in its own way",
     quirks=(
         "the threshold rule is in the metadata: NIR says v > v_threshold, the DA-LIF paper V >= v_th",
         "(1 - beta) v_th is rounded by every reader in its own way: right away from ties, V = v_th",
@@ -131,6 +135,7 @@ NORSE = Dialect(
         Refusal("a padded sum pool", "drops the padding"),
     ),
     tie="dt fl(1 / fl(tau)) v_th; IF: v_th",
+    inexact="norse computes v + dt (1 / tau) (x - v), which rounds otherwise than beta v + x",
     quirks=(
         "from_nir runs nodes in the wrong order where one has several inputs, and knows no AvgPool2d",
         _POOLS,
@@ -166,6 +171,7 @@ SPIKINGJELLY = Dialect(
         Refusal("a padded sum pool", "drops the padding"),
     ),
     tie="fl(v_th / fl(tau / dt)); IF: v_th",
+    inexact="spikingjelly computes v + (x - v) / tau, which rounds otherwise than beta v + x",
     quirks=(
         "the state is explicit: pass it back at every step",
         _POOLS,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import (
     Add,
+    Array,
     AvgPool2d,
     Conv2d,
     Flatten,
@@ -38,6 +39,7 @@ from dalif_deploy.nodes import (
     Scale,
     SumPool2d,
     Zeros,
+    frozen,
 )
 
 Form = Literal["slices2", "slices3", "planes3", "planes4"]
@@ -95,6 +97,12 @@ class Lattice:
     def bias(self) -> Integers | None:
         """The bias in units of 2^-exponents."""
         return None if self.bias_digits is None else joined(self.bias_digits, self.bases)
+
+    def digit(self, place: int) -> Lattice:
+        """The digit at `place` alone, on its own grid."""
+        bias_digits = None if self.bias_digits is None else (self.bias_digits[place],)
+        grid = self.exponents - (self.bases[place].bit_length() - 1)
+        return replace(self, exponents=grid, bases=(1,), digits=(self.digits[place],), bias_digits=bias_digits)
 
 
 def joined(digits: Sequence[Integers], bases: Sequence[int]) -> Integers:
@@ -229,8 +237,9 @@ def certificate_of(lattices: Mapping[str, Lattice], graph: SpikingGraph) -> str:
     "node"; "form"; "exponents": for every output channel, the k of the finest of its digits' grids 2^-k, or 0
     where all is zero; "largest": how far the positive or the negative terms of a digit's sum can reach, in units
     of its grid, the largest over digits and channels; "limit": what it must not exceed, 2^24 of slices and 2^53
-    of planes; "inputs_maximum": the largest value that the layer reads; "weights": the SHA-256 of the snapped weights,
-    as little-endian float64 in ascending order within each output channel, and of the biases, where one is not 0.
+    of planes; "inputs_maximum": the largest value that the layer reads; "weights": the SHA-256 of the snapped weights
+    that are not 0, output channel by output channel: how many there are, as little-endian int64, and they, as
+    little-endian float64 in ascending order; and of the biases, where one is not 0.
     """
     sums = find_sums(graph)
     found: dict[str, tuple[Integers, int]] = {}
@@ -273,6 +282,20 @@ def parameters_of(node: Weighted, shape: tuple[int, ...]) -> tuple[NDArray[np.fl
         return np.broadcast_to(aligned, (shape[0], *aligned.shape[1:]))
 
     return spread(node.factor), spread(node.offset) if node.offset.any() else None
+
+
+def with_values(node: Node, lattice: Lattice) -> Conv2d | Linear | Scale:
+    """The node with the values of its whole numbers, which float64 holds exactly."""
+
+    def values(whole: Integers) -> Array:
+        return frozen(_on_grid(whole.astype(np.float64), -lattice.exponents))
+
+    bias = lattice.bias
+    if isinstance(node, Scale):
+        offset = frozen(np.zeros_like(node.offset)) if bias is None else values(bias)
+        return replace(node, factor=values(lattice.weight), offset=offset)
+    assert isinstance(node, Conv2d | Linear)
+    return replace(node, weight=values(lattice.weight), bias=None if bias is None else values(bias))
 
 
 def refusal(node: Node, why: str) -> DalifError:
@@ -351,8 +374,12 @@ def _check_kind(graph: SpikingGraph, node: Node, whole: Mapping[str, int]) -> No
 
 
 def _digest(node: Conv2d | Linear) -> str:
+    # Without zeros: some files pad kernels with them, or write a grouped convolution as a dense one.
+    digest = sha256()
+    for row in node.weight.reshape(len(node.weight), -1):
+        used = np.sort(row[row != 0.0]).astype("<f8")
+        digest.update(len(used).to_bytes(8, "little") + used.tobytes())
     # Adding 0.0 turns -0.0 into 0.0.
-    digest = sha256(np.sort(node.weight.reshape(len(node.weight), -1) + 0.0, axis=1).astype("<f8").tobytes())
     if node.bias is not None and node.bias.any():
         digest.update((node.bias + 0.0).astype("<f8").tobytes())
     return digest.hexdigest()

@@ -26,6 +26,10 @@ A dialect differs in the numbers of neurons: thresholds that make its reader fir
 where the reader needs it, another tau and r, and a LIF in an IF's place (see `nir_neurons`). For a reader without
 average pools one is a sum pool and a diagonal 1x1 convolution, and for one without linear layers they have a bias of
 zeros. What the reader would not take as it is meant is refused.
+
+Precision "exact" takes a snapped graph, for a reader that computes V = beta H + X in float32: every layer is two nodes,
+whose exact sums it adds up (see `nir_slices`). The input of such a file is the uint8 codes themselves, as numbers, or
+spikes; its metadata has two more entries, "precision" and "certificate".
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir_pools import any_of, as_convolution, is_plain, sum_of, zero_map
 from dalif_deploy.exporters.nir_readers import Reader, readers_of
+from dalif_deploy.exporters.nir_slices import in_halves
 from dalif_deploy.graph import SpikingGraph
+from dalif_deploy.lattice import Lattice, certificate_of
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nir_neurons import is_if, resistance_of, scale_of, tau_of, threshold_of
 from dalif_deploy.nir_rules import findings, summary
@@ -67,24 +73,39 @@ from dalif_deploy.nodes import (
     Zeros,
 )
 
-__all__ = ["Reader", "parameters", "readers", "to_nir"]
+__all__ = ["PRECISIONS", "Reader", "parameters", "readers", "to_nir"]
+
+PRECISIONS = ("float32", "exact")
+"""The precisions of a NIR file."""
 
 _MANY = 8
 """A sum of more terms than this becomes a node of its own, rather than so many edges into each reader of it."""
 
 
 def to_nir(
-    graph: SpikingGraph, *, dialect: str = "canonical", metadata: Mapping[str, str] | None = None
+    graph: SpikingGraph,
+    *,
+    dialect: str = "canonical",
+    precision: str = "float32",
+    lattices: Mapping[str, Lattice] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> nir.NIRGraph:
     """A folded graph as a NIR graph (see the module's text).
 
-    `dialect`: "canonical", or a simulator's name: "norse", "spikingjelly", "snntorch" or "sinabs". `metadata`: further
-    entries. Raises `DalifError`: BAD_GRAPH if the graph is not folded, BAD_OPTION for an unknown dialect or a
-    metadata key that is taken, TARGET_CANNOT_HOLD, naming the node, for what the form or dialect cannot hold.
+    `dialect`: "canonical", or a simulator's name: "norse", "spikingjelly", "snntorch" or "sinabs". `precision`:
+    "float32", or "exact" for a snapped graph with its `lattices` of two slices each. `metadata`: further
+    entries. Raises `DalifError`: BAD_GRAPH if the graph is not folded, BAD_OPTION for an unknown dialect or precision,
+    a dialect whose reader computes nothing exact, or a metadata key that is taken, TARGET_CANNOT_HOLD, naming the node,
+    for what the form or dialect cannot hold.
     """
     if dialect not in DIALECTS:
         raise DalifError(Code.BAD_OPTION, f"NIR dialect {dialect!r}: unknown; there are {', '.join(DIALECTS)}")
     chosen = DIALECTS[dialect]
+    _check_precision(precision, lattices, chosen)
+    exact: dict[str, str] = {}
+    if lattices is not None:
+        exact = {"precision": precision, "certificate": certificate_of(lattices, graph)}
+        graph = in_halves(graph, lattices)
     graph = without_concats(graph)
     graph = graph.with_nodes(graph.nodes)  # nir would make an output of a node that nobody reads
     for name in sorted(graph.after_readout - {graph.readout.name}):
@@ -92,7 +113,7 @@ def to_nir(
     writer = _Writer(graph, chosen)
     for node in graph.nodes:
         writer.write(node)
-    strings = _metadata(graph, dialect, writer.maxima, metadata or {})
+    strings = _metadata(graph, dialect, writer.maxima, exact, metadata or {})
     try:
         written = nir.NIRGraph(nodes=writer.nodes, edges=writer.edges, metadata=strings)
     except (ValueError, AssertionError) as error:
@@ -124,8 +145,30 @@ def parameters(graph: nir.NIRGraph) -> dict[str, NDArray[np.generic]]:
     return found
 
 
-def _metadata(graph: SpikingGraph, dialect: str, maxima: Sequence[str], extra: Mapping[str, str]) -> dict[str, str]:
-    also = {"maxima": json.dumps(maxima)} if maxima else {}
+def _check_precision(precision: str, lattices: Mapping[str, Lattice] | None, dialect: Dialect) -> None:
+    if precision not in PRECISIONS:
+        raise DalifError(
+            Code.BAD_OPTION,
+            f"precision {precision!r}: NIR simulators compute in float32; give {', '.join(PRECISIONS)}",
+        )
+    if precision != "float32" and dialect.inexact:
+        fit = [record.name for record in DIALECTS.values() if not record.inexact]
+        raise DalifError(
+            Code.BAD_OPTION,
+            f"precision {precision!r} in the NIR dialect {dialect.name!r}: {dialect.inexact}; give --nir-dialect "
+            f"{' or '.join(fit)}",
+        )
+    if (lattices is None) != (precision == "float32"):
+        what = "takes no lattices" if lattices is not None else "takes a snapped graph and its lattices"
+        raise DalifError(
+            Code.BAD_OPTION, f"precision {precision!r}: {what}; passes.snap.snap makes them, with two_slices=True"
+        )
+
+
+def _metadata(
+    graph: SpikingGraph, dialect: str, maxima: Sequence[str], exact: Mapping[str, str], extra: Mapping[str, str]
+) -> dict[str, str]:
+    also = {**exact, "maxima": json.dumps(maxima)} if maxima else dict(exact)
     own = FileMetadata.of(graph, dt=repr(DT), dialect=dialect, **also).to_strings()
     for key in extra:
         if key in own or "/" in key or not key:

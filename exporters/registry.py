@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +29,9 @@ class Format:
     `details(object)`: lines that a user should see who is about to use the file. `unfit(object, runtime)`: why a
     runtime, by name, would not run the file rightly, or None. `compare(expected, found)`: an object beside the one
     that it should be; without it, parameters alone are compared. `chosen(object)`: the options of `export` that an
-    object's own form tells, where they are not in its metadata. Other packages register one under the entry-point
-    group `dalif_deploy.exporters`.
+    object's own form tells, where they are not in its metadata. `precisions`: what `export` takes for its option of
+    that name; `two_slices`: whether it writes exact sums as two float32 slices, and in no other form. Other packages
+    register one under the entry-point group `dalif_deploy.exporters`.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Format:
     unfit: Callable[[Any, str], str | None] = lambda _object, _runtime: None
     compare: Callable[[Any, Any], Compared] | None = None
     chosen: Callable[[Any], Mapping[str, Any]] = lambda _: {}
+    precisions: tuple[str, ...] = ("float32",)
+    two_slices: bool = False
 
     def compared(self, expected: Any, found: Any) -> Compared:
         """An object beside the one that it should be."""
@@ -55,7 +59,7 @@ class Format:
 def _onnx() -> Format:
     import onnx
 
-    from dalif_deploy.exporters.onnx import export_options, parameters, to_onnx
+    from dalif_deploy.exporters.onnx import Precision, export_options, parameters, to_onnx
     from dalif_deploy.exporters.onnx_contents import compare
     from dalif_deploy.onnx_io import open_onnx
 
@@ -70,20 +74,26 @@ def _onnx() -> Format:
         options=frozenset({"opset", "outputs", "precision"}),
         compare=compare,
         chosen=export_options,
+        precisions=get_args(Precision),
     )
 
 
 def _nir() -> Format:
     import nir
 
-    from dalif_deploy.exporters.nir import parameters, readers, to_nir
+    from dalif_deploy.exporters.nir import PRECISIONS, parameters, readers, to_nir
     from dalif_deploy.exporters.nir_contents import compare, strings
     from dalif_deploy.nir_io import open_nir
+
+    def taken(graph: nir.NIRGraph) -> tuple[str, ...]:
+        codes = "precision" in graph.metadata and json.loads(graph.metadata["encoding"])["kind"] == "uint8"
+        return ("its input is the codes 0 to 255 themselves, as numbers, not what the module takes",) if codes else ()
 
     def details(graph: nir.NIRGraph) -> tuple[str, ...]:
         found = readers(graph)
         reads = [f"{reader.name} reads it rightly: {reader.call}" for reader in found if reader.reads]
-        return (*reads, *(f"not for {reader.name}: {reader.why}" for reader in found if not reader.reads))
+        others = (f"not for {reader.name}: {reader.why}" for reader in found if not reader.reads)
+        return (*taken(graph), *reads, *others)
 
     def unfit(graph: nir.NIRGraph, runtime: str) -> str | None:
         return next((r.why for r in readers(graph) if r.name == runtime and not r.reads), None)
@@ -96,10 +106,12 @@ def _nir() -> Format:
         read=lambda path: open_nir(path)[0],
         parameters=parameters,
         metadata=strings,
-        options=frozenset({"dialect"}),
+        options=frozenset({"dialect", "precision"}),
         details=details,
         unfit=unfit,
         compare=compare,
+        precisions=PRECISIONS,
+        two_slices=True,
     )
 
 

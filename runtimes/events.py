@@ -55,6 +55,7 @@ from dalif_deploy.runtimes.stepping import (
     Arithmetic,
     Precisions,
     WatchPotential,
+    require_codes,
     require_membrane_only,
     rounded_parameters,
     run_steps,
@@ -138,7 +139,8 @@ class EventsRuntime:
 
         Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE).
         """
-        self._precisions.require_codes(self._graph, batch)
+        if self._precisions.exact:
+            require_codes(self._graph.encoding, batch)
         inputs = self._graph.input_spec.module_input(batch).astype(self._dtype)
         if self._graph.input.kind == "spike" and not np.isin(inputs, (0.0, 1.0)).all():
             raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")

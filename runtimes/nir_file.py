@@ -29,6 +29,7 @@ from dalif_deploy.nir_io import open_nir
 from dalif_deploy.nir_rules import findings, sanitized, summary
 from dalif_deploy.operators import reduce_time
 from dalif_deploy.recording import Recording, SpikeTrain
+from dalif_deploy.runtimes.stepping import require_codes
 
 INSTALL = "pip install -r requirements/simulators.txt && pip install --no-deps -r requirements/simulators-no-deps.txt"
 """The command that installs the simulators: their own requirements cannot be met in one environment."""
@@ -58,6 +59,11 @@ class NirFile:
     def dialect(self) -> str:
         """The name of the dialect that it was written in."""
         return self.metadata.extra.get("dialect", "")
+
+    @property
+    def exact(self) -> bool:
+        """Whether its sums are exact, and its input whole numbers."""
+        return self.metadata.extra.get("precision", "float32") != "float32"
 
     def check(self, dialect: Dialect) -> None:
         """Raises `DalifError` (RUNTIME_CANNOT_RUN), naming the node, for what the simulator would misread or refuse."""
@@ -153,6 +159,8 @@ class Stepper:
         Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE; RUNTIME_CANNOT_RUN if the simulator fails).
         """
         spec = self._file.metadata.input
+        if self._file.exact:
+            require_codes(spec.encoding, batch)
         inputs = torch.from_numpy(spec.module_input(batch)).to(self.dtype)
         state: dict[str, Any] = {}
         spikes: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in self._layers}

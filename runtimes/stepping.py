@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Edge, Input, Neuron, Node, Readout, Zeros
@@ -58,17 +59,17 @@ class Precisions:
         """One phrase for people."""
         return f"exact sums, rounded once to {self.membrane}" if self.exact else str(self.sums)
 
-    def require_codes(self, graph: SpikingGraph, batch: NDArray[Any]) -> None:
-        """Exact arithmetic takes whole numbers: uint8 codes where the encoding is uint8; spikes are checked where
-        they are read. Raises `DalifError` (BAD_DATA)."""
-        if not self.exact:
-            return
-        if graph.encoding.kind == "uint8" and batch.dtype != np.uint8:
-            raise DalifError(
-                Code.BAD_DATA, f"data of type {batch.dtype}: exact arithmetic takes the codes themselves, as uint8"
-            )
-        if graph.encoding.kind == "real" and not np.isin(batch, (0, 1)).all():
-            raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
+
+def require_codes(encoding: Encoding, batch: NDArray[Any]) -> None:
+    """Exact arithmetic takes whole numbers: uint8 codes where the encoding is uint8, else spikes.
+
+    Raises `DalifError` (BAD_DATA)."""
+    if encoding.kind == "uint8" and batch.dtype != np.uint8:
+        raise DalifError(
+            Code.BAD_DATA, f"data of type {batch.dtype}: exact arithmetic takes the codes themselves, as uint8"
+        )
+    if encoding.kind != "uint8" and not np.isin(batch, (0, 1)).all():
+        raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
 
 
 class Computer(Protocol[V]):

@@ -41,6 +41,7 @@ from dalif_deploy.runtimes.stepping import (
     Arithmetic,
     Precisions,
     WatchPotential,
+    require_codes,
     require_membrane_only,
     rounded_parameters,
     run_steps,
@@ -116,7 +117,8 @@ class TorchRuntime:
 
         Raises `DalifError` (WRONG_SHAPE, BAD_DATA, NOT_FINITE).
         """
-        self._precisions.require_codes(self._graph, batch)
+        if self._precisions.exact:
+            require_codes(self._graph.encoding, batch)
         inputs = self._graph.input_spec.module_input(batch)
         temporal = self._graph.input.temporal
 

@@ -9,6 +9,7 @@ otherwise the array counts, so that a changed file is read as what it has become
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,15 @@ from dalif_deploy.nodes import (
     frozen,
 )
 
+_COPY = re.compile(r"\.copy\d+$")
+"""What the exporter calls a node that repeats another."""
+
 
 def read_nir(path: str | Path) -> SpikingGraph:
     """The folded graph in a .nir file that dalif-export wrote; parameters float64, alpha = 1.
 
-    Several edges into a node become an Add named "<node>.sum", in the order of the file's edges. Raises
+    Several edges into a node become an Add named "<node>.sum", in the order of the file's edges; a node that adds up
+    alone, for which NIR has an identity, becomes an Add itself. Raises
     `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE as `open_nir` does, UNSUPPORTED_LAYER for a node
     kind that the canonical form does not have, and NOT_FINITE.
     """
@@ -65,6 +70,24 @@ def read_nir(path: str | Path) -> SpikingGraph:
         code = Code.NOT_FINITE if error.code is Code.NOT_FINITE else Code.FILE_DAMAGED
         raise DalifError(code, f"{path}: {error.message}; export it again") from error
     return graph
+
+
+def _adds_up(name: str, node: nir.NIRNode, inputs: int) -> bool:
+    """Whether a node only repeats what comes in: the exporter's way to say a sum, or a source that is added twice."""
+    if inputs == 1 and not _COPY.search(name):
+        return False
+    match node:
+        case nir.Linear() | nir.Affine():
+            weight = node.weight
+        case nir.Conv2d():
+            if (node.weight.shape[2:], node.groups) != ((1, 1), 1) or np.any(np.asarray(node.stride) != 1):
+                return False
+            if isinstance(node.padding, str) or np.any(node.padding):
+                return False
+            weight = node.weight[:, :, 0, 0]
+        case _:
+            return False
+    return np.array_equal(weight, np.eye(len(weight))) and not np.any(getattr(node, "bias", 0.0))
 
 
 class _Reading:
@@ -92,6 +115,9 @@ class _Reading:
                 continue
             sources = self.sources[self._count(name) if self._is_gate(name) else name]
             inputs = tuple(Edge(source) for source in sources)
+            if _adds_up(name, self.file.nodes[name], len(sources)):
+                found.append(Add(name=name, inputs=inputs))
+                continue
             if len(sources) > 1:
                 total = f"{name}.sum"
                 while total in self.file.nodes:

@@ -220,7 +220,7 @@ class _Conversion:
     def _convert(self, graph: SpikingGraph) -> tuple[SpikingGraph, Any]:
         format_ = file_format(self.to)
         folded = fold(graph)
-        content = content_of(folded, self.precision)
+        content = content_of(folded, self.precision, two_slices=format_.two_slices)
         try:
             return content.graph, content.object(format_, metadata={}, **self.options)
         except DalifError:

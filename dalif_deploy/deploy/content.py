@@ -25,7 +25,7 @@ class Content:
 
     `graph`: the graph that is written. `judged`: the same before its weights were snapped, whose replay judges
     the file. `grids`: what they were snapped to, or None. `notes`: one line for each layer's form. `extra`: what
-    the exporter is given besides.
+    the exporter is given besides. `two_slices`: as in `content_of`.
     """
 
     precision: Precision
@@ -34,6 +34,7 @@ class Content:
     grids: Grids | None = None
     notes: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    two_slices: bool = False
 
     def object(self, format_: Format, **options: Any) -> Any:
         """The format's own object. Raises what the exporter raises."""
@@ -53,9 +54,10 @@ class Content:
         return EventsRuntime(self.graph, dtype=dtype, arithmetic=self.precision)
 
 
-def content_of(folded: SpikingGraph, precision: str) -> Content:
+def content_of(folded: SpikingGraph, precision: str, *, two_slices: bool = False) -> Content:
     """The content of a file of `precision` "float32", "exact" or "exact64", from a folded graph.
 
+    `two_slices`: that of a format which writes every exact sum as two float32 slices (`Format.two_slices`).
     Raises `DalifError`: BAD_OPTION for another precision; TARGET_CANNOT_HOLD for what has no exact form.
     """
     if precision == "float32":
@@ -64,8 +66,8 @@ def content_of(folded: SpikingGraph, precision: str) -> Content:
         raise DalifError(Code.BAD_OPTION, f"--precision {precision}: give {', '.join(get_args(Precision))}")
     exact: Literal["exact", "exact64"] = "exact" if precision == "exact" else "exact64"
     judged = exact_form(folded)
-    snapped, lattices = snap(judged, exact)
+    snapped, lattices = snap(judged, exact, two_slices=two_slices)
     spacing = {name: frozen(np.exp2(-lattice.exponents.astype(np.float64))) for name, lattice in lattices.items()}
     notes = tuple(f"{name}: {lattice.form}" for name, lattice in lattices.items())
     extra = {"precision": exact, "lattices": lattices}
-    return Content(exact, snapped, judged, Grids(spacing), notes, extra)
+    return Content(exact, snapped, judged, Grids(spacing), notes, extra, two_slices)

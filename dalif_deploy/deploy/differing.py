@@ -54,7 +54,7 @@ def compared_with_export(file: ExportedFile, folded: SpikingGraph) -> tuple[Cont
             f"{file.path}: its metadata says precision {precision!r}; there are {', '.join(get_args(Precision))}",
         )
     try:
-        content = content_of(folded, precision)
+        content = content_of(folded, precision, two_slices=format_.two_slices)
         expected = content.object(format_, **options)
     except DalifError as error:  # what the file says of itself asks for an export that cannot be made
         code = Code.OTHER_MODEL if error.code is Code.TARGET_CANNOT_HOLD else Code.FILE_DAMAGED

@@ -15,6 +15,7 @@ from dalif_deploy.exporters.registry import Format, file_format
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nir_io import written_elsewhere
+from dalif_deploy.runtimes.events import EventsRuntime
 from dalif_deploy.runtimes.protocol import Runtime
 from dalif_deploy.runtimes.registry import RuntimeKind, open_runtime, runtime_kind
 
@@ -43,10 +44,31 @@ class ExportedFile:
         if kind.takes == self.format.name:
             return open_runtime(kind, self.path)
         if kind.takes == "folded" and (graph := self.read_back()) is not None:
-            return open_runtime(kind, graph)
+            return self._open_exact(kind, graph) if self.precision != "float32" else open_runtime(kind, graph)
         raise DalifError(
             Code.BAD_OPTION, f"--runtime {kind.name}: runs {RUNS[kind.takes]}, not .{self.format.name} files"
         )
+
+    @property
+    def precision(self) -> str:
+        """ "float32", or of which exact sums it is."""
+        return self.metadata.extra.get("precision", "float32")
+
+    def _open_exact(self, kind: RuntimeKind, graph: SpikingGraph) -> Runtime:
+        if kind.name != EventsRuntime.name or self.precision not in ("exact", "exact64"):
+            raise DalifError(
+                Code.BAD_OPTION,
+                f"--runtime {kind.name}: does not run {self.path}, which is of precision {self.precision!r}; "
+                f"{EventsRuntime.name} runs exact files",
+            )
+        try:
+            return EventsRuntime(graph, arithmetic="exact" if self.precision == "exact" else "exact64")
+        except DalifError as error:
+            if error.code not in (Code.BAD_GRAPH, Code.TARGET_CANNOT_HOLD):
+                raise
+            raise DalifError(
+                Code.FILE_DAMAGED, f"{self.path}: says that its sums are exact, and {error.message}; export it again"
+            ) from error
 
     def read_back(self) -> SpikingGraph | None:
         """The folded graph in the file, where the format can be read back."""

@@ -102,8 +102,10 @@ def export(
     if to == "pt":
         return _to_pt(opened, target)
     format_ = file_format(to)
-    if precision != "float32" and "precision" not in format_.options:
-        raise DalifError(Code.BAD_OPTION, f"--precision {precision}: {to} files hold float32 only")
+    if precision not in format_.precisions:
+        raise DalifError(
+            Code.BAD_OPTION, f"--precision {precision}: {to} files hold {' or '.join(format_.precisions)} only"
+        )
     chosen = opened.data(samples) if given is None else given.first(samples)
     opened.graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is folded
     folded, _ = prove_folding(opened.graph, chosen.batches())
@@ -111,7 +113,7 @@ def export(
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
     metadata.update(opened.answers)
-    held = content_of(folded, precision)
+    held = content_of(folded, precision, two_slices=format_.two_slices)
     content = held.object(format_, metadata=metadata, **format_options)
     verdict = None
     with written_whole(target) as temporary:

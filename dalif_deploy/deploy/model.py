@@ -338,13 +338,16 @@ def _other_timesteps(model: Model, timesteps: int | None) -> Model:
 
 def _from_nir(path: Path, options: LoadOptions) -> Model:
     from dalif_deploy.capturing.nir import read_nir
-    from dalif_deploy.nir_io import written_elsewhere
+    from dalif_deploy.nir_io import open_nir, written_elsewhere
 
     if written_elsewhere(path):
         return _from_foreign_nir(path, options)
     graph = read_nir(path)  # what is no NIR file at all is told before options are
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
-    return Model(graph, "step", ("the model is a NIR file: it is its own reference",))
+    notes = ["the model is a NIR file: it is its own reference"]
+    if open_nir(path)[1].extra.get("precision", "float32") != "float32":
+        notes.append("its sums are exact: a layer with weights is two, <layer>.high and <layer>.low, and counts as two")
+    return Model(graph, "step", tuple(notes))
 
 
 def _from_foreign_nir(path: Path, options: LoadOptions) -> Model:

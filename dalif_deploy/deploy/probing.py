@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from dalif_deploy.deploy.content import Content, content_of
 from dalif_deploy.dialects import DIALECTS
 from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
-from dalif_deploy.exporters.registry import file_format
+from dalif_deploy.exporters.registry import Format, file_format
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Add, AvgPool2d, Conv2d, Edge, Flatten, Input, Linear, Neuron, Node, Readout, frozen
 from dalif_deploy.recording import Recording
@@ -47,6 +47,7 @@ from dalif_deploy.runtimes.registry import RuntimeKind, open_runtime, runtime_ki
 from dalif_deploy.runtimes.torch import TorchRuntime
 
 Precision = Literal["exact", "exact64"]
+EXACT: tuple[Precision, ...] = get_args(Precision)
 
 
 def probe(runtime: str | RuntimeKind) -> ProbeResult:
@@ -109,9 +110,8 @@ class _Probing:
             opened = open_runtime(self.kind, graph)
         else:
             format_ = file_format(self.kind.takes)
-            dialect = {"dialect": self.kind.name} if self.kind.name in DIALECTS and "dialect" in format_.options else {}
             path = self.folder / f"probe{format_.suffix}"
-            format_.write(format_.export(graph, metadata={}, **dialect), path)
+            format_.write(format_.export(graph, metadata={}, **_own_dialect(self.kind, format_)), path)
             opened = open_runtime(self.kind, path)
         self.description = opened.description
         return opened
@@ -267,39 +267,55 @@ def _rounded(value: Fraction, dtype: type[np.floating]) -> np.floating[Any]:
 def _exact_checks(kind: RuntimeKind, folder: Path) -> Iterator[Check]:
     """A network of exact sums against its definition: potentials, spikes and logits, bit for bit.
 
-    At every setting of ONNX Runtime; in PyTorch's evaluation. Another runtime that takes ONNX files is opened as it is.
+    At every setting of ONNX Runtime; in PyTorch's evaluation; in a NIR simulator that exact files are written for,
+    whose potentials do not show. Another runtime that takes ONNX files is opened as it is.
     """
-    if kind.takes != "onnx" and kind.name != "torch":
+    files = kind.takes if kind.takes in ("onnx", "nir") else None
+    if (files is None and kind.name != "torch") or (files == "nir" and not _in_exact_files(kind)):
         return
-    graph = _exact_network()
+    # These simulators take no leak below 0.
+    graph = _exact_network(leaks=(0.05, 0.95) if files == "nir" else (-0.3, 0.95))
     batch = np.random.default_rng(13).integers(0, 256, (18, *graph.input.shape), dtype=np.uint8)
-    for precision in ("exact", "exact64"):
-        name = f"a file of precision {precision}" if kind.takes == "onnx" else f"arithmetic {precision}"
+    format_ = file_format(files or "onnx")
+    for precision in EXACT:
+        if precision not in format_.precisions:
+            continue
+        name = f"a file of precision {precision}" if files else f"arithmetic {precision}"
         try:
-            content = content_of(graph, precision)
+            content = content_of(graph, precision, two_slices=format_.two_slices)
             findings = [
                 None if wrong is None else f"{wrong} ({setting})"
-                for setting, wrong in _exact_runs(kind, content, precision, batch, folder)
+                for setting, wrong in _exact_runs(kind, format_, content, precision, batch, folder)
             ]
         except DalifError as error:
             yield Check(name, False, f"refused: {error.message}")
         except Exception as error:  # as above
             yield Check(name, False, f"fails: {type(error).__name__}: {' '.join(str(error).split())}")
         else:
-            yield collected(name, f"{len(findings)} runs, every bit of potentials, spikes and logits", findings)
+            shown = "spikes and logits" if files == "nir" else "potentials, spikes and logits"
+            runs = "1 run" if len(findings) == 1 else f"{len(findings)} runs"
+            yield collected(name, f"{runs}, every bit of {shown}", findings)
+
+
+def _in_exact_files(kind: RuntimeKind) -> bool:
+    """Whether exact .nir files are written for a simulator."""
+    return kind.name in DIALECTS and not DIALECTS[kind.name].inexact
+
+
+def _own_dialect(kind: RuntimeKind, format_: Format) -> dict[str, str]:
+    return {"dialect": kind.name} if kind.name in DIALECTS and "dialect" in format_.options else {}
 
 
 def _exact_runs(
-    kind: RuntimeKind, content: Content, precision: Precision, batch: NDArray[np.uint8], folder: Path
+    kind: RuntimeKind, format_: Format, content: Content, precision: Precision, batch: NDArray[np.uint8], folder: Path
 ) -> Iterator[tuple[str, str | None]]:
     expected, potentials = _watched(EventsRuntime, content.graph, precision, batch)
     if kind.name == "torch":
         found, seen = _watched(TorchRuntime, content.graph, precision, batch)
         yield "as it is", _differing(expected, found, potentials, seen)
         return
-    format_ = file_format("onnx")
-    path = folder / f"{precision}.onnx"
-    format_.write(content.object(format_, metadata={}), path)
+    path = folder / f"{precision}{format_.suffix}"
+    format_.write(content.object(format_, metadata={}, **_own_dialect(kind, format_)), path)
     if kind.name != "onnxruntime":
         yield "as it is", _differing(expected, open_runtime(kind, path).run(batch), {}, {})
         return
@@ -336,8 +352,8 @@ def _differing(
     return f"{' and '.join(wrong)} differ from the definition" if wrong else None
 
 
-def _exact_network() -> SpikingGraph:
-    """Codes in, a residual of 32 channels with leaks per channel, a pool, a linear layer; folded."""
+def _exact_network(leaks: tuple[float, float]) -> SpikingGraph:
+    """Codes in, a residual of 32 channels with leaks per channel, from `leaks`, a pool, a linear layer; folded."""
     rng = np.random.default_rng(17)
 
     def weights(*shape: int) -> NDArray[np.float64]:
@@ -350,7 +366,7 @@ def _exact_network() -> SpikingGraph:
         )  # fmt: skip
 
     def neuron(name: str, source: str) -> Neuron:
-        beta = frozen(rng.uniform(-0.3, 0.95, (32, 1, 1)))
+        beta = frozen(rng.uniform(*leaks, (32, 1, 1)))
         return Neuron(name=name, inputs=(Edge(source),), alpha=frozen(1.0), beta=beta)
 
     nodes: list[Node] = [

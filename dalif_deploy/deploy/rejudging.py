@@ -97,7 +97,7 @@ def _recordings(results: Results, key: str) -> Iterator[Recording]:
 def _comparer(name: str, model: Model, form: Form) -> Comparer:
     if form.graph == "training":
         return Comparer(name, model.graph, arithmetic=form.arithmetic())
-    content = content_of(fold(model.graph), form.content)
+    content = content_of(fold(model.graph), form.content, two_slices=form.two_slices)
     return Comparer(name, content.judged, arithmetic=form.arithmetic(content.grids), reference=model.graph)
 
 

@@ -251,7 +251,7 @@ def _candidate(
     arithmetic = content.arithmetic(Arithmetic(kind.precision, kind.update, pools=kind.pools))
     comparer = Comparer(runtime.name, graph, arithmetic=arithmetic, reference=model.graph)
     runs: Literal["training", "folded"] = "training" if kind.takes == "training" else "folded"
-    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update, arithmetic.pools)
+    form = Form(runs, content.precision, arithmetic.precision, arithmetic.update, arithmetic.pools, content.two_slices)
     return _Candidate(runtime, comparer, form, file, differing, content.definition())
 
 

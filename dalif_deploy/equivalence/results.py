@@ -59,7 +59,8 @@ class Form:
     """How a candidate computes, without its weights: enough to bound its rounding again from the model.
 
     `graph`: whether it runs the training graph or the folded one. `content`: of a file, "float32", "exact" or
-    "exact64". `precision`, `update`, `pools`: as in `Arithmetic`.
+    "exact64". `precision`, `update`, `pools`: as in `Arithmetic`. `two_slices`: whether the exact sums of its file are
+    two float32 slices each, in whatever form another file would have them.
     """
 
     graph: Literal["training", "folded"] = "folded"
@@ -67,6 +68,7 @@ class Form:
     precision: Precision = "float32"
     update: Update = "sum"
     pools: Pools = "sum"
+    two_slices: bool = False
 
     def arithmetic(self, grids: Grids | None = None) -> Arithmetic:
         """`grids`: of snapped content."""
@@ -79,6 +81,7 @@ class Form:
         known = {
             "graph": ("training", "folded"), "content": ("float32", "exact", "exact64"),
             "precision": ("float32", "float64"), "update": ("sum", "decay"), "pools": ("sum", "mean"),
+            "two_slices": (False, True),
         }  # fmt: skip
         for key, values in known.items():
             if getattr(form, key) not in values:

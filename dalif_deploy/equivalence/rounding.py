@@ -36,7 +36,7 @@ from dalif_deploy.nodes import (
     TensorType,
     frozen,
 )
-from dalif_deploy.operators import Values, average_divisors, evaluate
+from dalif_deploy.operators import EXACT_WHOLE, Values, average_divisors, evaluate, mean_gives_back
 
 U = 2.0**-24
 """Half a unit in the last place of 1: float32 rounds to nearest within U of what is rounded."""
@@ -46,9 +46,6 @@ TINY = 2.0**-126
 
 LARGEST = 2.0**127
 """Beyond half of what float32 holds nothing is promised: a partial sum could overflow."""
-
-EXACT_WHOLE = 2**24
-"""Whole numbers up to this are exact in float32."""
 
 
 def gamma(roundings: float | Values, unit: float = U) -> Values:
@@ -210,13 +207,8 @@ def _of_the_mean(node: SumPool2d, kind: TensorType, value: Values, error: Values
     each, or three where a rounded reciprocal stands for the division. Nothing where they give back every whole
     number that the sum can be."""
     size = node.kernel[0] * node.kernel[1]
-    if kind.maximum is not None and not error.any() and kind.maximum * size <= EXACT_WHOLE:
-        counts = np.arange(kind.maximum * size + 1, dtype=np.float32)
-        divided, one = counts / np.float32(size), np.float32(1.0) / np.float32(size)
-        if np.array_equal(divided * np.float32(size), counts) and np.array_equal(
-            counts * one * np.float32(size), counts
-        ):
-            return np.zeros_like(value)
+    if kind.maximum is not None and not error.any() and mean_gives_back(kind.maximum, size):
+        return np.zeros_like(value)
     return np.asarray(gamma(3.0) * (np.abs(value) + error) + 2 * TINY)
 
 

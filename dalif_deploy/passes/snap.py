@@ -11,13 +11,14 @@ together share their grids and their form:
 
 Forms: int8 planes where every convolution and linear layer has 32 inputs or more (fewer make them slower than
 slices), one group, and inputs of at most 127: three for "exact", four for "exact64". Two slices elsewhere, and
-three where codes are read, since their 255 steps take eight bits from every slice.
+three where codes are read, since their 255 steps take eight bits from every slice. A target that adds no more
+than two numbers exactly, such as a NIR simulator, gets two slices everywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,9 @@ from dalif_deploy.lattice import (
     identity_digits,
     parameters_of,
     refusal,
+    with_values,
 )
-from dalif_deploy.nodes import Add, Array, Conv2d, Linear, Node, Scale, frozen
+from dalif_deploy.nodes import Add, Conv2d, Node, Scale
 from dalif_deploy.passes.contract import NO_BATCH_NORM, OWN_COMPARISON, UNIT_ALPHA
 from dalif_deploy.passes.input_codes import take_codes
 
@@ -55,13 +57,16 @@ LARGEST_OF_PLANES: Mapping[Form, int] = {"planes3": 0x7F7F7F, "planes4": 2**31 -
 Reaches = dict[str, tuple[NDArray[Any], NDArray[Any]]]
 
 
-def snap(graph: SpikingGraph, precision: Precision) -> tuple[SpikingGraph, dict[str, Lattice]]:
+def snap(
+    graph: SpikingGraph, precision: Precision, *, two_slices: bool = False
+) -> tuple[SpikingGraph, dict[str, Lattice]]:
     """The folded `graph` with exact sums, and the whole numbers of every node with weights.
 
     `precision`: "exact" for a float32 membrane, whose input is the exact sum rounded once, or "exact64" for a
-    float64 membrane. The snapped graph holds the snapped weights as float64, exactly; it takes uint8 codes, or
-    spikes (see `take_codes`). Raises `DalifError`: BAD_GRAPH for a graph that is not folded, BAD_OPTION,
-    TARGET_CANNOT_HOLD, naming the node, for what has no exact form.
+    float64 membrane. `two_slices`: two slices for every sum, and no other form. The snapped graph
+    holds the snapped weights as float64, exactly; it takes uint8 codes, or spikes (see `take_codes`). Raises
+    `DalifError`: BAD_GRAPH for a graph that is not folded, BAD_OPTION, TARGET_CANNOT_HOLD, naming the node, for what
+    has no exact form.
     """
     if precision not in ("exact", "exact64"):
         raise DalifError(Code.BAD_OPTION, f"precision {precision!r}: give 'exact' or 'exact64'")
@@ -73,9 +78,10 @@ def snap(graph: SpikingGraph, precision: Precision) -> tuple[SpikingGraph, dict[
     graph = take_codes(graph)
     sums = find_sums(graph)
     lattices: dict[str, Lattice] = {}
-    for group in sums.groups:
-        lattices.update(_snapped(_Group(sums, group), precision))
-    snapped = {name: _with_values(graph[name], lattice) for name, lattice in lattices.items()}
+    for nodes in sums.groups:
+        group = _Group(sums, nodes)
+        lattices.update(_snapped(group, "slices2" if two_slices else group.form(precision)))
+    snapped = {name: with_values(graph[name], lattice) for name, lattice in lattices.items()}
     notes = [f"{name}: snapped, {lattices[name].form}" for name in (n.name for n in graph.nodes) if name in lattices]
     return graph.replaced(snapped, note=notes), lattices
 
@@ -159,8 +165,7 @@ class _Digits:
     reaches: tuple[Reaches, ...]
 
 
-def _snapped(group: _Group, precision: Precision) -> dict[str, Lattice]:
-    form = group.form(precision)
+def _snapped(group: _Group, form: Form) -> dict[str, Lattice]:
     for node in group.weighted:
         for array in (group.values.weights[node.name], group.values.biases[node.name]):
             if array is not None and np.abs(array).max(initial=0.0) >= 2.0 ** -GRIDS[0]:
@@ -321,17 +326,3 @@ def _exponent(values: NDArray[np.float64]) -> Integers:
 def _shifted(values: NDArray[np.float64], grid: Integers) -> NDArray[np.float64]:
     """values * 2^grid, channel by channel along the first axis."""
     return np.asarray(np.ldexp(values, grid.reshape(-1, *(1,) * (values.ndim - 1))))
-
-
-def _with_values(node: Node, lattice: Lattice) -> Node:
-    """The node with the snapped values, which float64 holds exactly."""
-
-    def values(whole: Integers) -> Array:
-        return frozen(_shifted(whole.astype(np.float64), -lattice.exponents))
-
-    bias = lattice.bias
-    if isinstance(node, Scale):
-        offset = node.offset if bias is None else values(bias)
-        return replace(node, factor=values(lattice.weight), offset=offset)
-    assert isinstance(node, Conv2d | Linear)
-    return replace(node, weight=values(lattice.weight), bias=None if bias is None else values(bias))

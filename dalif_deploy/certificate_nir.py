@@ -1,0 +1,204 @@
+"""Walks through a NIR graph and shows, node by node, that every sum over weights in it is exact in float32.
+
+A node that reads several edges adds them up. Where a neuron or the output reads two, each of them exact, their sum is
+rounded once, whatever their order; more than two must be exact together.
+
+Nothing here is shared with the code that writes such graphs, but for the names that it gives to nodes: <layer>.high
+and <layer>.low hold the two slices of a layer's weights, and what ends in _term and a number, or in _term, is a part of
+a sum that is no layer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from graphlib import CycleError, TopologicalSorter
+
+import nir
+import numpy as np
+from numpy.typing import NDArray
+
+from dalif_deploy.certificate_layers import LayerSums, record
+from dalif_deploy.certificate_sums import LIMITS, Inexact, Sum, Term, Whole, whole_numbers
+
+SUMMING = ("sinabs", "snntorch")
+"""The dialects whose readers compute V = beta H + X, in float32."""
+PARTS = {"high": 0, "low": 1}
+_PART = re.compile(r"(.+)\.(high|low)(_term\d*)?$")
+
+Found = Whole | Sum
+
+
+class NirWalk:
+    """One graph. `metadata`: its entries; `input_maximum`: the largest code or spike that it takes.
+
+    After `run`: `layers` by name, and `findings`, one line each.
+    """
+
+    def __init__(self, graph: nir.NIRGraph, metadata: Mapping[str, str], *, input_maximum: int) -> None:
+        self.layers: dict[str, LayerSums] = {}
+        self.findings: list[str] = []
+        self._graph = graph
+        self._dialect = metadata.get("dialect", "")
+        self._maxima = json.loads(metadata.get("maxima", "[]"))
+        self._input_maximum = input_maximum
+        self._sources: dict[str, list[str]] = {name: [] for name in graph.nodes}
+        for source, target in graph.edges:
+            self._sources[target].append(source)
+        self._values: dict[str, Found] = {}
+        self._inputs: dict[str, int] = {}
+
+    def run(self) -> None:
+        """Walk through all nodes, each after what it reads."""
+        if self._dialect not in SUMMING:
+            self.findings.append(f"the dialect {self._dialect!r} is of a reader that does not compute beta H + X")
+        try:
+            order = list(TopologicalSorter(self._sources).static_order())
+        except CycleError:
+            self.findings.append("its nodes are in a cycle, so that no sum has a largest value")
+            return
+        for name in order:
+            node = self._graph.nodes[name]
+            try:
+                self._values[name] = self._value(name, node)
+            except Inexact as problem:
+                self.findings.append(f"'{name}' ({type(node).__name__}): {problem}")
+                self._values[name] = Whole("float32", 1)
+
+    def _value(self, name: str, node: nir.NIRNode) -> Found:
+        match node:
+            case nir.Input():
+                return Whole("float32", self._input_maximum)
+            case nir.LIF() | nir.IF():
+                self._read(name)
+                if name in self._maxima and not (np.all(node.v_threshold > 0.1) and np.all(node.v_threshold < 0.9)):
+                    raise Inexact("does not tell whether any spike of a window is there")
+                return Whole("float32", 1)
+            case nir.Output():
+                return self._read(name)
+            case nir.Flatten():
+                return self._whole(name)
+            case nir.SumPool2d():
+                return self._pool(name, node)
+            case nir.Conv2d() | nir.Affine() | nir.Linear():
+                return self._weighted(name, node)
+            case _:
+                raise Inexact("is not known to compute the same everywhere")
+
+    def _read(self, name: str) -> Found:
+        """What a neuron or the output reads, the sums of which end there."""
+        values = [self._values[source] for source in self._sources[name]]
+        if not values:
+            raise Inexact("reads nothing")
+        for value in values:
+            if isinstance(value, Sum) and value.layers and not value.rounded:
+                forms = {layer: (f"slices{len(PARTS)}", self._inputs[layer]) for layer in value.layers}
+                record(self.layers, value, forms)
+        return _added(values, name, last=True)
+
+    def _total(self, name: str) -> Found:
+        return _added([self._values[source] for source in self._sources[name]], name)
+
+    def _whole(self, name: str) -> Whole:
+        value = self._total(name)
+        if not isinstance(value, Whole):
+            raise Inexact("reads sums, where only whole numbers are expected")
+        return value
+
+    def _pool(self, name: str, node: nir.SumPool2d) -> Whole:
+        """Readers take the mean of a window times its size."""
+        value = self._whole(name)
+        if np.any(node.padding):
+            raise Inexact("pads, which its readers do not")
+        size = int(np.prod(np.broadcast_to(node.kernel_size, (2,))))
+        total = Whole(value.dtype, value.maximum * size)
+        readers = {target for source, target in self._graph.edges if source == name}
+        if readers <= set(self._maxima):  # a threshold of about a half is far from every whole number
+            return total
+        if total.maximum > LIMITS["float32"]:
+            raise Inexact(f"counts up to {total.maximum}, beyond what float32 holds")
+        n, count = np.arange(total.maximum + 1, dtype=np.float32), np.float32(size)
+        for mean in (n / count, n * (np.float32(1) / count)):
+            if (mean * count != n).any():
+                raise Inexact(f"is the mean of {size} places times {size}, which misses some whole numbers")
+        return total
+
+    def _weighted(self, name: str, node: nir.Conv2d | nir.Affine | nir.Linear) -> Found:
+        weight, bias = node.weight, getattr(node, "bias", None)
+        for values in (weight, bias):
+            if values is not None and values.dtype != np.float32:
+                raise Inexact(f"holds numbers of type {values.dtype}, which its readers round")
+        rank = 4 if isinstance(node, nir.Conv2d) else 2
+        part = _PART.match(name)
+        if _repeats(node) and any(isinstance(self._values[source], Sum) for source in self._sources[name]):
+            read_out = all(isinstance(self._graph.nodes[t], nir.Output) for s, t in self._graph.edges if s == name)
+            return self._read(name) if read_out else self._total(name)
+        x = self._whole(name)
+        exponents, whole = whole_numbers(weight.reshape(len(weight), -1))
+        layer = part[1] if part is not None and not part[3] else None
+        layers = frozenset() if layer is None else frozenset({layer})
+        total = Sum("float32", 1, rank, exponents, {layer or name: Term(whole, x.maximum)}, layers=layers)
+        if bias is not None and bias.any():
+            grid, shifts = whole_numbers(bias.reshape(-1, 1))
+            total = total.plus(Sum("float32", 1, rank, grid, biases={layer or name: shifts}))
+        total = total.checked()
+        if part is None:
+            return _counted(total)
+        if layer is not None:
+            self._inputs[layer] = max(x.maximum, self._inputs.get(layer, 0))
+            return replace(total, part=(PARTS[part[2]], len(PARTS)))
+        return total
+
+
+def _repeats(node: nir.Conv2d | nir.Affine | nir.Linear) -> bool:
+    """Whether a node gives what it is given."""
+    weight, bias = np.asarray(node.weight), getattr(node, "bias", None)
+    if isinstance(node, nir.Conv2d):
+        moved = isinstance(node.padding, str) or np.any(node.padding) or np.any(np.asarray(node.stride) != 1)
+        if moved or weight.shape[2:] != (1, 1) or node.groups != 1:
+            return False
+        weight = weight[:, :, 0, 0]
+    square = weight.shape[0] == weight.shape[1]
+    return square and bool(np.all(weight == np.diag(np.ones(len(weight))))) and (bias is None or not np.any(bias))
+
+
+def _counted(total: Sum) -> Whole:
+    """A sum of whole numbers that counts them, as a pool with padding does."""
+    if total.biases or any((term.weights < 0).any() for term in total.terms.values()) or (total.exponents > 0).any():
+        raise Inexact("holds weights, and is called neither <layer>.high nor <layer>.low")
+    reach = zip(total.reach(), total.exponents.tolist(), strict=True)
+    return Whole(total.dtype, max(reached << -exponent for reached, exponent in reach))
+
+
+def _added(values: list[Found], name: str, *, last: bool = False) -> Found:
+    """The sum of what comes in. `last`: two exact numbers may be added whose sum is rounded."""
+    whole = [value for value in values if isinstance(value, Whole)]
+    if len(whole) == len(values):
+        total = Whole("float32", sum(value.maximum for value in whole))
+        if total.maximum > LIMITS["float32"]:
+            raise Inexact(f"adds up to {total.maximum}, beyond what float32 holds")
+        return total
+    like = next(value for value in values if isinstance(value, Sum))
+    sums = [value if isinstance(value, Sum) else _as_sum(value, like, f"{name}/{i}") for i, value in enumerate(values)]
+    if len(sums) == 1:
+        return sums[0]
+    if any(value.rounded for value in sums):
+        raise Inexact("adds to a sum that was rounded")
+    if last and len(sums) == 2:
+        return replace(sums[0], rounded=True)
+    if len({value.part for value in sums} - {None}) > 1:
+        raise Inexact("adds up parts of both halves, which are not exact together")
+    total_ = sums[0]
+    for value in sums[1:]:
+        total_ = total_.plus(value)
+    return total_.checked()
+
+
+def _as_sum(value: Whole, like: Sum, key: str) -> Sum:
+    """Whole numbers that are added to a sum as they are."""
+    ones: NDArray[np.int64] = np.ones((like.channels, 1), dtype=np.int64)
+    term = Term(ones, value.maximum, single=True)
+    zeros = np.zeros(like.channels, dtype=np.int64)
+    return Sum(like.dtype, like.axis, like.rank, zeros, {key: term} if value.maximum else {})

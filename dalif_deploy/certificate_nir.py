@@ -139,7 +139,8 @@ class NirWalk:
         exponents, whole = whole_numbers(weight.reshape(len(weight), -1))
         layer = part[1] if part is not None and not part[3] else None
         layers = frozenset() if layer is None else frozenset({layer})
-        total = Sum("float32", 1, rank, exponents, {layer or name: Term(whole, x.maximum)}, layers=layers)
+        term = Term(whole, x.maximum, single=_one_place(node))
+        total = Sum("float32", 1, rank, exponents, {layer or name: term}, layers=layers)
         if bias is not None and bias.any():
             grid, shifts = whole_numbers(bias.reshape(-1, 1))
             total = total.plus(Sum("float32", 1, rank, grid, biases={layer or name: shifts}))
@@ -164,9 +165,14 @@ def _repeats(node: nir.Conv2d | nir.Affine | nir.Linear) -> bool:
     return square and bool(np.all(weight == np.diag(np.ones(len(weight))))) and (bias is None or not np.any(bias))
 
 
+def _one_place(node: nir.Conv2d | nir.Affine | nir.Linear) -> bool:
+    """Whether every output of a node reads one value at most: its input has one place and one channel."""
+    return isinstance(node, nir.Conv2d) and [int(n) for n in node.input_type["input"]] == [1, 1, 1]
+
+
 def _counted(total: Sum) -> Whole:
     """A sum of whole numbers that counts them, as a pool with padding does."""
-    if total.biases or any((term.weights < 0).any() for term in total.terms.values()) or (total.exponents > 0).any():
+    if any((array < 0).any() for array in total.arrays()) or (total.exponents > 0).any():
         raise Inexact("holds weights, and is called neither <layer>.high nor <layer>.low")
     reach = zip(total.reach(), total.exponents.tolist(), strict=True)
     return Whole(total.dtype, max(reached << -exponent for reached, exponent in reach))

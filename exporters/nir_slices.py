@@ -9,6 +9,8 @@
   zeros, <sum>.high_term<n> and <sum>.low_term<n>.
 - A half of several terms is added up by an identity, <sum>.high or <sum>.low, so that whatever reads the sum adds two
   numbers and no more: readers may add three in any order.
+- A map that is added as it is, as a mean is at padded borders, is a convolution of a single 1, <input>.one: NIR has no
+  offset that differs from place to place.
 - A sum pool that a reader cannot compute as the mean of a window times its size (see `operators.mean_gives_back`) is a
   convolution with ones.
 
@@ -26,10 +28,12 @@ from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir_pools import as_convolution
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.lattice import Lattice, find_sums, identity_digits, with_values
-from dalif_deploy.nodes import Add, Conv2d, Edge, Linear, Node, Scale, SumPool2d, frozen
+from dalif_deploy.nodes import Add, Conv2d, Edge, Input, Linear, Node, Scale, SumPool2d, frozen
 from dalif_deploy.operators import mean_gives_back
 
 _HALVES = ("high", "low")
+ONE = ".one"
+"""How the name of the node ends that always gives 1."""
 
 _Terms = tuple[tuple[Edge, ...], tuple[Edge, ...]]
 """What adds up to the high half of a sum, and to its low half."""
@@ -54,6 +58,7 @@ class _Halving:
             for node in group
         }
         self._terms: dict[str, _Terms] = {}
+        self._one: Edge | None = None
         self._nodes: list[Node] = []
 
     def result(self) -> SpikingGraph:
@@ -70,6 +75,8 @@ class _Halving:
         return graph.with_nodes(self._nodes)
 
     def _weighted(self, node: Node) -> _Terms:
+        if isinstance(node, Scale) and self._is_map(node):
+            return self._mapped(node)
         role = "_term" if isinstance(node, Scale) else ""
         slices = [with_values(node, self._lattices[node.name].digit(place)) for place in range(len(_HALVES))]
         high, low = (
@@ -77,6 +84,29 @@ class _Halving:
             for half, slice_ in zip(_HALVES, slices, strict=True)
         )
         return (high,), (low,)
+
+    def _is_map(self, node: Scale) -> bool:
+        """Whether a Scale of zeros is a map, of which the places of one channel differ."""
+        constant = self._sums.whole[node.inputs[0].source] == 0
+        places = np.broadcast_to(node.offset, self._sums.shape(node)).reshape(self._sums.shape(node)[0], -1)
+        return constant and len(self._graph.input.shape) == 3 and bool((places != places[:, :1]).any())
+
+    def _mapped(self, node: Scale) -> _Terms:
+        """A kernel as large as the map, over one place with padding all round: every output meets that place once."""
+        one = self._one or self._new(self._graph.input, _one_of(self._graph.input))
+        self._one = one
+        shape = self._sums.shape(node)
+        ends = []
+        for place, half in enumerate(_HALVES):
+            half_of = with_values(node, self._lattices[node.name].digit(place))
+            assert isinstance(half_of, Scale)
+            values = np.broadcast_to(half_of.offset, shape)
+            conv = Conv2d(
+                name=f"{node.name}.{half}_term", inputs=(one,), weight=frozen(values[:, None, ::-1, ::-1]),
+                padding=(shape[1] - 1, shape[2] - 1),
+            )  # fmt: skip
+            ends.append(self._new(node, conv))
+        return (ends[0],), (ends[1],)
 
     def _added_up(self, node: Add) -> _Terms:
         high: list[Edge] = []
@@ -128,6 +158,15 @@ class _Halving:
 
     def _is_exact(self, node: SumPool2d) -> bool:
         return mean_gives_back(self._sums.whole[node.inputs[0].source], node.kernel[0] * node.kernel[1])
+
+
+def _one_of(node: Input) -> Conv2d:
+    """A map of one place that is always 1."""
+    channels, height, width = node.shape
+    return Conv2d(
+        name=f"{node.name}{ONE}", inputs=(Edge(node.name),), weight=frozen(np.zeros((1, channels, 1, 1))),
+        bias=frozen(np.ones(1)), stride=(height, width),
+    )  # fmt: skip
 
 
 def _diagonal(name: str, inputs: Sequence[Edge], values: np.ndarray, shape: tuple[int, ...]) -> Node:  # type: ignore[type-arg]

@@ -440,7 +440,7 @@ def test_files_without_a_certificate_are_refused(tmp_path: Path) -> None:
         check_certificate(tmp_path / "missing.onnx")
     path = tmp_path / "other.onnx"
     path.write_bytes(b"something else")
-    with refused(Code.FOREIGN_FILE, "not an ONNX file"):
+    with refused(Code.FOREIGN_FILE, "neither an ONNX nor a NIR file"):
         check_certificate(path)
     path.write_bytes(to_onnx(folded("ties")[0]).SerializeToString())
     with refused(Code.FOREIGN_FILE, "holds no certificate"):
@@ -480,16 +480,16 @@ def test_a_layer_that_stands_twice_is_damage(tmp_path: Path) -> None:
 
 
 def test_the_checker_shares_no_code_with_what_it_checks() -> None:
-    """It imports onnx, numpy, the errors and itself."""
+    """It imports onnx, nir, numpy, the errors and itself; and what opens a .nir file, of which it takes the nodes."""
     folder = Path(dalif_deploy.__file__).parent
-    names = ("certificate", "certificate_sums", "certificate_walk")
+    names = ("certificate", "certificate_layers", "certificate_nir", "certificate_sums", "certificate_walk")
     for name in names:
         for found in ast.walk(ast.parse((folder / f"{name}.py").read_text())):
             modules = [found.module or ""] if isinstance(found, ast.ImportFrom) else []
             modules += [alias.name for alias in found.names] if isinstance(found, ast.Import) else []
             for module in modules:
                 own = module.startswith("dalif_deploy")
-                assert not own or module.removeprefix("dalif_deploy.") in ("errors", *names), module
+                assert not own or module.removeprefix("dalif_deploy.") in ("errors", "nir_io", *names), module
 
 
 def test_an_export_keeps_no_file_whose_certificate_does_not_hold(

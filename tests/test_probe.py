@@ -469,8 +469,9 @@ def test_potentials_depend_on_one_rounding(dtype: type[np.floating]) -> None:
         assert once != fires
 
 
-def test_the_exact_network_fires_and_uses_every_kind_of_sum() -> None:
-    graph = _exact_network()
+@pytest.mark.parametrize("leaks", [(-0.3, 0.95), (0.05, 0.95)], ids=str)
+def test_the_exact_network_fires_and_uses_every_kind_of_sum(leaks: tuple[float, float]) -> None:
+    graph = _exact_network(leaks)
     batch = np.random.default_rng(13).integers(0, 256, (18, 3, 8, 8), dtype=np.uint8)
     for name, train in simulate(graph, batch).spikes.items():
         assert 0.02 < train.count() / train.neuron_steps < 0.6, name

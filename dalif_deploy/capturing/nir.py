@@ -17,7 +17,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from dalif_deploy.capturing.nir_pools import ANY, max_pool_of
+from dalif_deploy.capturing.nir_pools import ANY, pool_of
 from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
@@ -33,16 +33,22 @@ from dalif_deploy.nodes import (
     Flatten,
     Input,
     Linear,
+    MaxPool2d,
     Neuron,
     Node,
     Pair,
     Readout,
+    Scale,
     SumPool2d,
+    Zeros,
     frozen,
 )
+from dalif_deploy.operators import evaluate
 
 _COPY = re.compile(r"\.copy\d+$")
 """What the exporter calls a node that repeats another."""
+_ONE = ".one"
+"""How it calls the node that always gives 1, of which maps are made."""
 
 
 def read_nir(path: str | Path) -> SpikingGraph:
@@ -70,6 +76,14 @@ def read_nir(path: str | Path) -> SpikingGraph:
         code = Code.NOT_FINITE if error.code is Code.NOT_FINITE else Code.FILE_DAMAGED
         raise DalifError(code, f"{path}: {error.message}; export it again") from error
     return graph
+
+
+def _is_one(name: str, node: nir.NIRNode) -> bool:
+    """Whether a node is a map of one place that is always 1."""
+    if not isinstance(node, nir.Conv2d) or not name.endswith(_ONE) or np.any(node.weight):
+        return False
+    shape = [int(n) for n in np.ravel((node.output_type or {}).get("output", ()))]
+    return shape == [1, 1, 1] and np.array_equal(node.bias, [1.0])
 
 
 def _adds_up(name: str, node: nir.NIRNode, inputs: int) -> bool:
@@ -109,12 +123,18 @@ class _Reading:
         """The graph's nodes. HDF5 sorts names; the order of the edges is the one that was written."""
         order = dict.fromkeys(target for _, target in self.file.edges)
         counts = {source for name in self.file.nodes if self._is_gate(name) for source in self.sources[name]}
+        ones = {name for name, node in self.file.nodes.items() if _is_one(name, node)}
         found: list[Node] = []
         for name in [*(name for name in self.file.nodes if name not in order), *order]:
             if name in counts:  # part of a maximum, which is read with its neuron
                 continue
             sources = self.sources[self._count(name) if self._is_gate(name) else name]
             inputs = tuple(Edge(source) for source in sources)
+            if name in ones:  # part of a map, which is read with its convolution
+                continue
+            if len(sources) == 1 and sources[0] in ones:
+                found += self._map(name)
+                continue
             if _adds_up(name, self.file.nodes[name], len(sources)):
                 found.append(Add(name=name, inputs=inputs))
                 continue
@@ -126,6 +146,20 @@ class _Reading:
                 inputs = (Edge(total),)
             found.append(self._node(name, self.file.nodes[name], inputs))
         return found
+
+    def _map(self, name: str) -> list[Node]:
+        """A convolution of a single 1 as what it stands for: a map that is there at every timestep."""
+        conv = self._node(name, self.file.nodes[name], (Edge("one"),))
+        values = evaluate(conv, [np.ones((1, 1, 1, 1))])[0]
+        zeros = Zeros(name=f"{name}.zeros", shape=values.shape)
+        return [zeros, Scale(name=name, inputs=(Edge(zeros.name),), factor=frozen(0.0), offset=frozen(values))]
+
+    def _pool(self, name: str, node: nir.Conv2d, inputs: tuple[Edge, ...]) -> SumPool2d | None:
+        """In a file of exact sums, the pool of whole numbers that a convolution with ones is."""
+        if "precision" not in self.metadata.extra or len(self.sources[name]) != 1:
+            return None
+        before, shape = self._shape(self.sources[name][0]), self._shape(name)
+        return pool_of(SumPool2d, name, inputs[0], node, before, shape)
 
     def _is_gate(self, name: str) -> bool:
         """Whether a neuron is no layer of the network, but says whether any spike of a window is there."""
@@ -147,7 +181,7 @@ class _Reading:
         before = tuple(int(n) for n in self._shape(self.sources[count][0])) if self.sources[count] else ()
         pool = None
         if fires_at_any and not leaks and len(before) == len(shape) == 3 and len(inputs) == 1:
-            pool = max_pool_of(name, inputs[0], self.file.nodes[count], before, shape)
+            pool = pool_of(MaxPool2d, name, inputs[0], self.file.nodes[count], before, shape)
         if pool is None:
             raise self._damaged(f"node '{name}' is a neuron that its metadata does not know")
         return pool
@@ -185,6 +219,8 @@ class _Reading:
                 return Linear(name=name, inputs=inputs, weight=frozen(node.weight), bias=frozen(node.bias))
             case nir.Linear():
                 return Linear(name=name, inputs=inputs, weight=frozen(node.weight))
+            case nir.Conv2d() if (pool := self._pool(name, node, inputs)) is not None:
+                return pool
             case nir.Conv2d():
                 return Conv2d(
                     name=name, inputs=inputs, weight=frozen(node.weight), bias=frozen(node.bias),

@@ -1,32 +1,38 @@
-"""Reads back the maximum of spikes that a .nir file holds as a count and a neuron that fires at any."""
+"""Reads back the pools that a .nir file holds as dense convolutions, and the maximum of spikes, which it holds as a
+count and a neuron that fires at any."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import TypeVar
 
 import nir
 import numpy as np
 
-from dalif_deploy.nodes import Array, Edge, MaxPool2d, Pair
+from dalif_deploy.nodes import Array, Edge, Pair, Pool2d
+
+_Pool = TypeVar("_Pool", bound=Pool2d)
 
 ANY = 0.5
 """The threshold of the neuron that tells whether any spike of a window is there."""
 
 
-def max_pool_of(
-    name: str, source: Edge, count: nir.NIRNode, before: tuple[int, ...], shape: tuple[int, ...]
-) -> MaxPool2d | None:
+def pool_of(
+    kind: type[_Pool], name: str, source: Edge, count: nir.NIRNode, before: tuple[int, ...], shape: tuple[int, ...]
+) -> _Pool | None:
     """The pool of the windows that `count` sums up, a SumPool2d or a dense convolution with ones; None if it is none.
 
     `before`, `shape`: (channels, height, width) of what it reads and of what it gives.
     """
     if isinstance(count, nir.SumPool2d):
-        pool = MaxPool2d(
+        pool = kind(
             name=name, inputs=(source,), kernel=_pair(count.kernel_size), stride=_pair(count.stride),
             padding=_pair(count.padding),
         )  # fmt: skip
     elif isinstance(count, nir.Conv2d) and (window := _window(np.asarray(count.weight, dtype=np.float64))) is not None:
         (top, left), kernel = window
         padding = _pair(count.padding)
-        pool = MaxPool2d(
+        pool = kind(
             name=name, inputs=(source,), kernel=kernel, stride=_pair(count.stride),
             padding=(padding[0] - top, padding[1] - left), ceil_mode=True,
         )  # fmt: skip
@@ -34,7 +40,7 @@ def max_pool_of(
             return None
     else:
         return None
-    for option in (pool, MaxPool2d(**{**vars(pool), "ceil_mode": False})):
+    for option in (pool, replace(pool, ceil_mode=False)):
         if option.windows(before[1:]) == tuple(shape[1:]):
             return option
     return None

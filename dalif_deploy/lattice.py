@@ -284,6 +284,16 @@ def parameters_of(node: Weighted, shape: tuple[int, ...]) -> tuple[NDArray[np.fl
     return spread(node.factor), spread(node.offset) if node.offset.any() else None
 
 
+def mean_gives_back(maximum: int, size: int) -> bool:
+    """Whether the mean of `size` whole numbers up to `maximum`, times `size`, is their sum again in float32, whatever
+    the sum; divided by `size`, or multiplied by its rounded reciprocal."""
+    if maximum * size > SLICE_LIMIT:
+        return False
+    counts, count = np.arange(maximum * size + 1, dtype=np.float32), np.float32(size)
+    divided, multiplied = counts / count, counts * (np.float32(1.0) / count)
+    return np.array_equal(divided * count, counts) and np.array_equal(multiplied * count, counts)
+
+
 def with_values(node: Node, lattice: Lattice) -> Conv2d | Linear | Scale:
     """The node with the values of its whole numbers, which float64 holds exactly."""
 

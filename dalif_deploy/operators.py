@@ -38,9 +38,6 @@ from dalif_deploy.nodes import (
 
 Values = NDArray[np.floating]
 
-EXACT_WHOLE = 2**24
-"""float32 holds every whole number up to here."""
-
 
 def evaluate(node: Node, inputs: Sequence[Values], *, magnitude: bool = False) -> Values:
     """The output of a stateless `node`, [batch, *shape], in the dtype of the first input.
@@ -127,16 +124,6 @@ def _pool_windows(node: Pool2d, x: Values, fill: float) -> Values:
 
 def _sum_pool(node: SumPool2d, inputs: Sequence[Values], magnitude: bool) -> Values:
     return np.asarray(_pool_windows(node, inputs[0], 0.0).sum(axis=(-2, -1)))
-
-
-def mean_gives_back(maximum: int, size: int) -> bool:
-    """Whether the mean of `size` whole numbers up to `maximum`, times `size`, is their sum again in float32, whatever
-    the sum; divided by `size`, or multiplied by its rounded reciprocal."""
-    if maximum * size > EXACT_WHOLE:
-        return False
-    counts, count = np.arange(maximum * size + 1, dtype=np.float32), np.float32(size)
-    divided, multiplied = counts / count, counts * (np.float32(1.0) / count)
-    return np.array_equal(divided * count, counts) and np.array_equal(multiplied * count, counts)
 
 
 def average_divisors(node: AvgPool2d, size: Sequence[int]) -> NDArray[np.float64]:

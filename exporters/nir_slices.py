@@ -11,7 +11,7 @@
   numbers and no more: readers may add three in any order.
 - A map that is added as it is, as a mean is at padded borders, is a convolution of a single 1, <input>.one: NIR has no
   offset that differs from place to place.
-- A sum pool that a reader cannot compute as the mean of a window times its size (see `operators.mean_gives_back`) is a
+- A sum pool that a reader cannot compute as the mean of a window times its size (see `lattice.mean_gives_back`) is a
   convolution with ones.
 
 The names of neurons, and of sums that a neuron or the readout reads, stay.
@@ -27,9 +27,8 @@ import numpy as np
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir_pools import as_convolution
 from dalif_deploy.graph import SpikingGraph
-from dalif_deploy.lattice import Lattice, find_sums, identity_digits, with_values
-from dalif_deploy.nodes import Add, Conv2d, Edge, Input, Linear, Node, Scale, SumPool2d, frozen
-from dalif_deploy.operators import mean_gives_back
+from dalif_deploy.lattice import Lattice, find_sums, identity_digits, mean_gives_back, with_values
+from dalif_deploy.nodes import Add, Array, Conv2d, Edge, Input, Linear, Node, Scale, SumPool2d, frozen
 
 _HALVES = ("high", "low")
 ONE = ".one"
@@ -138,7 +137,7 @@ class _Halving:
     def _join(self, node: Node) -> None:
         """The sum itself, for whatever is no sum and reads it."""
         shape = self._graph.types[node.name].shape
-        both = []
+        both: list[Edge] = []
         for half, terms in zip(_HALVES, self._terms[node.name], strict=True):
             if len(terms) > 1:
                 total = self._new(node, Add(name=f"{node.name}.{half}_terms", inputs=terms))
@@ -169,7 +168,7 @@ def _one_of(node: Input) -> Conv2d:
     )  # fmt: skip
 
 
-def _diagonal(name: str, inputs: Sequence[Edge], values: np.ndarray, shape: tuple[int, ...]) -> Node:  # type: ignore[type-arg]
+def _diagonal(name: str, inputs: Sequence[Edge], values: Array, shape: tuple[int, ...]) -> Node:
     """Every channel multiplied with its own number."""
     weight = np.diag(values)
     if len(shape) == 1:

@@ -43,7 +43,6 @@ from dalif_deploy.nodes import (
     Zeros,
     frozen,
 )
-from dalif_deploy.operators import evaluate
 
 _COPY = re.compile(r"\.copy\d+$")
 """What the exporter calls a node that repeats another."""
@@ -84,6 +83,20 @@ def _is_one(name: str, node: nir.NIRNode) -> bool:
         return False
     shape = [int(n) for n in np.ravel((node.output_type or {}).get("output", ()))]
     return shape == [1, 1, 1] and np.array_equal(node.bias, [1.0])
+
+
+def _map_of(node: nir.NIRNode, shape: tuple[int, ...]) -> Array | None:
+    """What a convolution makes of a single 1, (channels, height, width); None for another node."""
+    if not isinstance(node, nir.Conv2d) or isinstance(node.padding, str) or np.any(node.bias):
+        return None
+    if np.any(np.asarray(node.stride) != 1) or np.any(np.asarray(node.dilation) != 1) or node.weight.shape[1] != 1:
+        return None
+    # Output y reads the kernel's row padding - y: there it lies on the 1.
+    rows, columns = (p - np.arange(n) for p, n in zip(np.broadcast_to(node.padding, (2,)), shape[1:], strict=True))
+    kernel = node.weight.shape[2:]
+    if any(places.min() < 0 or places.max() >= n for places, n in zip((rows, columns), kernel, strict=True)):
+        return None
+    return frozen(node.weight[:, 0][:, rows[:, None], columns])
 
 
 def _adds_up(name: str, node: nir.NIRNode, inputs: int) -> bool:
@@ -149,10 +162,11 @@ class _Reading:
 
     def _map(self, name: str) -> list[Node]:
         """A convolution of a single 1 as what it stands for: a map that is there at every timestep."""
-        conv = self._node(name, self.file.nodes[name], (Edge("one"),))
-        values = evaluate(conv, [np.ones((1, 1, 1, 1))])[0]
+        values = _map_of(self.file.nodes[name], self._shape(name))
+        if values is None:
+            raise self._damaged(f"node '{name}' reads a single 1, and is no map")
         zeros = Zeros(name=f"{name}.zeros", shape=values.shape)
-        return [zeros, Scale(name=name, inputs=(Edge(zeros.name),), factor=frozen(0.0), offset=frozen(values))]
+        return [zeros, Scale(name=name, inputs=(Edge(zeros.name),), factor=frozen(0.0), offset=values)]
 
     def _pool(self, name: str, node: nir.Conv2d, inputs: tuple[Edge, ...]) -> SumPool2d | None:
         """In a file of exact sums, the pool of whole numbers that a convolution with ones is."""

@@ -43,7 +43,7 @@ Examples:
     default="float32",
     show_default=True,
     help="exact: all sums are exact, so that spikes and logits are the same bits on every backend; exact64: with a "
-    "float64 membrane too, as the float64 reference. ONNX only.",
+    "float64 membrane too, as the float64 reference. For NIR: exact, with --nir-dialect snntorch or sinabs.",
 )
 @click.option("--opset", type=int, metavar="N", help="ONNX opset, 18 or higher.  [default: 18]")
 @click.option(
@@ -87,7 +87,7 @@ def command(
 ) -> int:  # fmt: skip
     """Write a trained DA-LIF network, MODEL, as ONNX or NIR.
 
-    MODEL is a model.pt (dalif_deploy.save), a checkpoint with --model, or a .nir that dalif-export wrote; it is
+    MODEL is a model.pt (dalif_deploy.save), a checkpoint with --model, or a .nir file; it is
     recognised by its content. Alpha and BatchNorm are folded into the weights, beta into the leak; every step
     of that is proved on sample inputs, the file is read back, and it is verified before it takes its name.
 

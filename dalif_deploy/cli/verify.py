@@ -66,7 +66,7 @@ Examples:
     "certified",
     type=PATH,
     metavar="FILE",
-    help="Recompute the certificate of an exact ONNX file from the file alone; needs no MODEL.",
+    help="Recompute the certificate of an exact file, ONNX or NIR, from the file alone; needs no MODEL.",
 )
 @click.option(
     "--probe",

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.replay import NeuronStep
-from dalif_deploy.equivalence.rounding import LARGEST, TINY, Pools
+from dalif_deploy.equivalence.rounding import EXACT_WHOLE, LARGEST, TINY, Pools
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Add, Conv2d, Flatten, Input, Linear, MaxPool2d, Neuron, Node, SumPool2d, Zeros
-from dalif_deploy.operators import EXACT_WHOLE, Values
+from dalif_deploy.operators import Values
 
 PLAIN = frozenset({
     "name", "inputs", "alpha", "beta", "v_threshold", "v_reset", "leak_target", "reset", "fires_at", "state",

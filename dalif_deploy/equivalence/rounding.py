@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.lattice import mean_gives_back
 from dalif_deploy.nodes import (
     Add,
     Array,
@@ -36,7 +37,7 @@ from dalif_deploy.nodes import (
     TensorType,
     frozen,
 )
-from dalif_deploy.operators import EXACT_WHOLE, Values, average_divisors, evaluate, mean_gives_back
+from dalif_deploy.operators import Values, average_divisors, evaluate
 
 U = 2.0**-24
 """Half a unit in the last place of 1: float32 rounds to nearest within U of what is rounded."""
@@ -46,6 +47,9 @@ TINY = 2.0**-126
 
 LARGEST = 2.0**127
 """Beyond half of what float32 holds nothing is promised: a partial sum could overflow."""
+
+EXACT_WHOLE = 2**24
+"""Whole numbers up to this are exact in float32."""
 
 
 def gamma(roundings: float | Values, unit: float = U) -> Values:

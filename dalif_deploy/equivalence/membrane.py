@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.equivalence.rounding import TINY, U
+from dalif_deploy.equivalence.rounding import TINY, U, flushed, unless_overflow
 from dalif_deploy.equivalence.rounding import gamma as gamma_of
 from dalif_deploy.equivalence.rounding import rounded as float32_rounded
 from dalif_deploy.nodes import Array, MembraneForm, Neuron, frozen
@@ -69,20 +69,29 @@ class MembraneError:
     def integrate(self, before: Values, current: Values, current_error: Values, potential: Values) -> Values:
         """The error of V[t], given H[t-1], X[t] with its error, and V[t], all exact values."""
         size = np.abs(current) + current_error
-        scaled = np.abs(self._alpha) * current_error + self._alpha_error * size
+        scaled = np.abs(self._alpha) * current_error + self._alpha_error * size + self._lost(self._neuron.alpha, size)
         if not np.all(self._neuron.alpha == 1.0):
             scaled = scaled + self._unit * np.abs(self._alpha) * size + TINY
+        size = np.abs(self._neuron.alpha) * size
         step = self._sum if self._update == "sum" else self._decay
-        return step(before, np.abs(self._neuron.alpha) * size, scaled, potential)
+        error = step(before, size, scaled, potential)
+        if self._unit != U:
+            return error
+        return unless_overflow(size + np.abs(before) * np.maximum(np.abs(self._neuron.beta), 1.0), error)
+
+    def _lost(self, parameter: Array, size: Values) -> Values:
+        """What a parameter below float32's normal range can lose, times `size`."""
+        return flushed(parameter) * size if self._unit == U else np.zeros(())
 
     def _sum(self, before: Values, _current: Values, scaled: Values, potential: Values) -> Values:
         neuron, held = self._neuron, self._held
         error = np.abs(self._beta) * held + self._beta_error * np.abs(before)
-        error = error + self._unit * np.abs(self._beta) * (np.abs(before) + held) + TINY
+        error = error + self._unit * np.abs(self._beta) * (np.abs(before) + held) + 2 * TINY
+        error = error + self._lost(neuron.beta, np.abs(before) + held)
         if np.any(neuron.leak_target):
             gap = np.abs(before - neuron.leak_target) + held + self._leak_error
             error = error + self._gamma(3.0) * (np.abs(self._beta) * gap + np.abs(neuron.leak_target))
-            error = error + (1.0 + np.abs(self._beta)) * self._leak_error
+            error = error + (1.0 + np.abs(self._beta)) * self._leak_error + 3 * TINY
         total = error + scaled
         return np.asarray(total + self._unit * (np.abs(potential) + total))
 
@@ -91,7 +100,10 @@ class MembraneError:
         k = np.abs(1.0 - neuron.beta)
         leak = np.abs(neuron.leak_target)
         total = np.abs(neuron.beta) * held + scaled + k * self._leak_error
-        total = total + self._gamma(8.0) * (current + scaled + k * (np.abs(before) + leak + held)) + 8 * TINY
+        total = total + self._gamma(8.0) * (current + scaled + k * (np.abs(before) + leak + held))
+        # What holds v = k V is flushed to zero on the scale of v.
+        total = total + 8 * TINY / np.where(k == 0.0, 1.0, np.minimum(k, 1.0))
+        total = total + self._lost(frozen(k), current + scaled + np.abs(before) + held)
         around = np.abs(potential) + np.abs(neuron.beta) * (np.abs(before) + held) + k * leak + current + total
         return np.asarray(total + self._gamma(2.0) * around)
 
@@ -106,7 +118,8 @@ class MembraneError:
             return error
         gain = np.abs(neuron.norm_gain)
         terms = gain * (np.abs(potential) + error + np.abs(neuron.norm_mean)) + np.abs(neuron.norm_bias)
-        return np.asarray(gain * error + self._gamma(9.0) * terms + 4 * TINY)
+        lost = self._lost(neuron.norm_gain, np.abs(potential) + error + np.abs(neuron.norm_mean))
+        return np.asarray(gain * error + self._gamma(9.0) * terms + lost + TINY * (4.0 + 2.0 * gain))
 
     def reset_late(
         self, before: Values, due: NDArray[np.bool_], error: Values, integrated: Values, potential: Values

@@ -25,6 +25,7 @@ from dalif_deploy.equivalence.rounding import (
     node_error,
     snapped_error,
     unbounded_where_undefined,
+    unless_overflow,
 )
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
@@ -133,6 +134,9 @@ class Replay:
         if graph.input.kind == "spike" and not np.isin(self.inputs, (0.0, 1.0)).all():
             raise DalifError(Code.BAD_DATA, "data: the model takes spikes, so every value must be 0 or 1")
         self.input_error = np.zeros_like(self.inputs) if input_error is None else input_error
+        if update is not None and unit == U:
+            below = np.abs(self.inputs) < TINY  # which a backend may take for zero
+            self.input_error = np.where(below, self.input_error + np.abs(self.inputs), self.input_error)
         self.visit = visit
         self.history = history
         self.bounded = update is not None
@@ -204,7 +208,8 @@ class Replay:
             steps = len(errors)
             size = np.sum([np.abs(step.value) + e for step, e in zip(self.per_step, errors, strict=True)], axis=0)
             # The sum; and for a mean a division, or a product with a rounded reciprocal.
-            error = np.sum(errors, axis=0) + gamma(steps + 3.0, self.unit) * size
+            error = np.sum(errors, axis=0) + gamma(steps + 3.0, self.unit) * size + steps * TINY
+            error = unless_overflow(size, error) if self.unit == U else error
             error = error / steps if node.mode == "mean" else error
         return Tracked(value, error + TINY, all(step.proved for step in self.per_step))
 

@@ -52,9 +52,24 @@ EXACT_WHOLE = 2**24
 """Whole numbers up to this are exact in float32."""
 
 
+_SMALLEST_VARIANCE = 2.0**-100
+
+
 def gamma(roundings: float | Values, unit: float = U) -> Values:
     """gamma(k) = k u / (1 - k u): the relative error of k roundings in a row."""
     return np.asarray(roundings * unit / (1.0 - roundings * unit))
+
+
+def flushed(values: Array) -> Array:
+    """Of parameters, how far each can lie from itself in float32 beyond u times its size: those below the normal range
+    are rounded on a fixed grid, or flushed to zero."""
+    size = np.abs(values)
+    return frozen(np.where((size > 0.0) & (size < TINY), TINY, 0.0))
+
+
+def unless_overflow(size: Values, error: Values) -> Values:
+    """`error`, infinite where a partial result can be as large as `size` and float32 might overflow."""
+    return np.where(size < LARGEST, error, np.inf)
 
 
 def rounded(values: Array) -> tuple[Array, Array]:
@@ -141,7 +156,16 @@ def _weighted(
     size = evaluate(absolute, [np.abs(x)])
     carried: Values | float = evaluate(linear, [e]) if e.any() else 0.0
     partial = 0.5 * (size + np.abs(value)) + carried
-    return np.asarray((gamma(additions) * partial + once * (size + carried)) * (1.0 + 8 * U) + carried + TINY * terms)
+    error = (gamma(additions) * partial + once * (size + carried)) * (1.0 + 8 * U) + carried + TINY * terms
+    if (below := _below_normal(node)) is not None:
+        error = error + evaluate(below, [np.abs(x) + e])
+    return unless_overflow(partial, error)
+
+
+def _below_normal(node: Conv2d | Linear) -> Conv2d | Linear | None:
+    """`node` with what may be lost of weights below the normal range; None where there are none."""
+    lost = flushed(node.weight)
+    return replace(node, weight=lost, bias=None) if lost.any() else None
 
 
 def _absolute(node: Conv2d | Linear) -> tuple[Conv2d | Linear, Conv2d | Linear]:
@@ -180,8 +204,13 @@ def _batch_norm(
     (x,), (e,) = inputs, errors
     spread = (slice(None),) + (None,) * (x.ndim - 2)
     gain = np.abs(node.gain())[spread]
-    terms = gain * (np.abs(x) + e + np.abs(node.mean)[spread]) + np.abs(node.bias)[spread]
-    return gain * e + gamma(9.0) * terms + 4 * TINY
+    around = np.abs(x) + e + np.abs(node.mean)[spread]
+    terms = gain * around + np.abs(node.bias)[spread]
+    variance = node.variance + node.epsilon
+    lost = flushed(node.gain()) + flushed(node.weight) / np.sqrt(variance)
+    error = gain * e + gamma(9.0) * terms + lost[spread] * around + TINY * (4.0 + 2.0 * gain)
+    # Of a variance next to the end of the normal range the root is not what nine roundings make of it.
+    return unless_overflow(terms, np.where(variance[spread] > _SMALLEST_VARIANCE, error, np.inf))
 
 
 def _scale(
@@ -192,7 +221,10 @@ def _scale(
     factor = np.abs(node.factor)
     if np.all(np.isin(factor, (0.0, 1.0))) and not np.any(node.offset):
         return factor * e  # a change of sign is exact
-    return np.asarray(factor * e + gamma(3.0) * (factor * (np.abs(x) + e) + np.abs(node.offset)) + 2 * TINY)
+    around = np.abs(x) + e
+    terms = factor * around + np.abs(node.offset)
+    error = factor * e + gamma(3.0) * terms + flushed(node.factor) * around + 3 * TINY
+    return unless_overflow(terms, error)
 
 
 def _sum_pool(
@@ -203,7 +235,8 @@ def _sum_pool(
     size = node.kernel[0] * node.kernel[1]
     if kind.maximum is not None and kind.maximum * size <= EXACT_WHOLE and not e.any():
         return np.zeros_like(value)
-    return evaluate(node, [e]) + gamma(size + 1.0) * evaluate(node, [np.abs(x) + e])
+    reach = evaluate(node, [np.abs(x) + e])
+    return unless_overflow(reach, evaluate(node, [e]) + gamma(size + 1.0) * reach + size * TINY)
 
 
 def _of_the_mean(node: SumPool2d, kind: TensorType, value: Values, error: Values) -> Values:
@@ -227,7 +260,8 @@ def _avg_pool(
     if whole and np.all(np.log2(divisors) % 1.0 == 0.0):
         return np.zeros_like(value)  # division by a power of two is exact
     mean_size = evaluate(node, [np.abs(x) + e])
-    return evaluate(node, [e]) + gamma(3.0 if whole else size + 3.0) * mean_size + 2 * TINY
+    error = evaluate(node, [e]) + gamma(3.0 if whole else size + 3.0) * mean_size + 2 * TINY
+    return unless_overflow(mean_size * size, error)
 
 
 def _max_pool(
@@ -253,7 +287,7 @@ def _add(
     if all(m is not None for m in maxima) and sum(m or 0 for m in maxima) <= EXACT_WHOLE and not np.any(total):
         return np.zeros_like(value)
     size = np.sum([np.abs(x) + e for x, e in zip(inputs, errors, strict=True)], axis=0)
-    return np.asarray(total + gamma(float(len(inputs) - 1)) * size)
+    return unless_overflow(size, total + gamma(float(len(inputs) - 1)) * size + len(inputs) * TINY)
 
 
 def _concat(

@@ -34,6 +34,16 @@ def read_stranger(module: Stranger) -> NeuronParameters:
     )
 
 
+def test_a_reader_that_names_no_membrane_is_noted() -> None:
+    module, x = built("foreign")
+    noted = "were not compared, since the reader of their class names no membrane"
+    told = capture_module(module, example_input=x, timesteps=T).notes
+    assert not any(noted in note for note in told)
+    register_neuron(Stranger, lambda module: replace(read_stranger(module), membrane=None))
+    told = capture_module(module, example_input=x, timesteps=T).notes
+    assert any(noted in note for note in told), told
+
+
 def captured(name: str) -> tuple[CapturedModule, np.ndarray]:
     module, x = built(name)
     return capture_module(module, example_input=x, timesteps=T, **CASES[name].arguments), x.numpy()

@@ -146,12 +146,18 @@ def capture_module(
     unused = sorted(set(neurons) - used)
     if unused:
         notes.append(f"neuron layers that the result does not depend on are left out: {', '.join(unused)}")
+    potentials = {name: where for name in used if (where := parameters[name].membrane or parameters[name].potential)}
+    if unseen := [layer for layer in layers if recorded.modules[layer] not in potentials]:
+        notes.append(
+            f"potentials of {', '.join(unseen)} were not compared, since the reader of their class names no membrane: "
+            "a leak that is slightly wrong may change no spike"
+        )
     runner = Runner(
         module=module,
         neurons={name: child for name, child in neurons.items() if recorded.schedule[name]},
         schedule=recorded.schedule,
         layers=frozenset(layers),
-        potentials={name: where for name in used if (where := parameters[name].membrane or parameters[name].potential)},
+        potentials=potentials,
         form=form,
         timesteps=timesteps,
         answer=recorded.answer,

@@ -1,10 +1,10 @@
-"""The cost of exact ONNX files against a float32 file, in ONNX Runtime on one thread.
+"""The cost of exact files against a float32 file, in ONNX Runtime and in snnTorch, on one thread.
 
     python benchmarks/bench_exact.py                # the paper's wide networks at batch 1
     python benchmarks/bench_exact.py vgg16 --rounds 5
 
-Every round runs the three files of one network once, in turn; a figure is the median over rounds of (its time /
-the float32 file's time in the same round), so that a machine that slows down half-way slows all of them. Times
+Every round runs all files of one network once, in turn, ONNX and NIR apart; a figure is the median over rounds of (its
+time / the float32 file's time in the same round), so that a machine that slows down half-way slows all of them. Times
 are the processor's, of the one thread that computes.
 """
 
@@ -12,11 +12,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import nir
 import numpy as np
 import onnxruntime
 import torch
@@ -26,9 +31,11 @@ from rich.console import Console
 from rich.table import Table
 from zoo import ZOO, calibrated
 
-from dalif_deploy import fold, to_onnx
+from dalif_deploy import fold, to_nir, to_onnx
+from dalif_deploy.deploy.content import content_of
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.passes import snap, whole_pools
+from dalif_deploy.runtimes.snntorch import SnnTorchRuntime
 
 NETWORKS = ("resnet19", "resnet20", "vgg16")
 PRECISIONS = ("float32", "exact", "exact64")
@@ -43,15 +50,13 @@ def session(content: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def ratios(
-    sessions: Mapping[str, onnxruntime.InferenceSession], inputs: Mapping[str, NDArray[Any]], rounds: int
-) -> dict[str, tuple[float, float]]:
-    """By name: the median ratio to the first session's time in the same round, and the median seconds."""
-    times: dict[str, list[float]] = {name: [] for name in sessions}
+def ratios(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tuple[float, float]]:
+    """By name: the median ratio to the first one's time in the same round, and the median seconds."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
-        for name, run in sessions.items():
+        for name, run in runs.items():
             start = time.process_time()
-            run.run(["logits"], {"input": inputs[name]})
+            run()
             if round_:  # the first one warms up
                 times[name].append(time.process_time() - start)
     base = next(iter(times.values()))
@@ -63,21 +68,33 @@ def ratios(
 
 def measure(graph: SpikingGraph, codes: NDArray[np.generic], rounds: int) -> tuple[dict[str, tuple[float, float]], str]:
     """The ratios of one folded graph's three files, and the forms that were chosen, in words."""
-    sessions: dict[str, onnxruntime.InferenceSession] = {}
-    inputs: dict[str, NDArray[Any]] = {}
+    runs: dict[str, Callable[[], object]] = {}
     forms = []
     for precision in PRECISIONS:
         if precision == "float32":
             model = to_onnx(graph)
-            inputs[precision] = graph.input_spec.module_input(codes)
+            inputs: NDArray[Any] = graph.input_spec.module_input(codes)
         else:
             snapped, lattices = snap(whole_pools(graph), precision)
             model = to_onnx(snapped, precision=precision, lattices=lattices)
-            inputs[precision] = codes.astype(np.uint8)
+            inputs = codes.astype(np.uint8)
             counted = Counter(lattice.form for lattice in lattices.values())
             forms.append(f"{precision}: " + ", ".join(f"{count} {form}" for form, count in sorted(counted.items())))
-        sessions[precision] = session(model.SerializeToString())
-    return ratios(sessions, inputs, rounds), "; ".join(forms)
+        runs[precision] = partial(session(model.SerializeToString()).run, ["logits"], {"input": inputs})
+    return ratios(runs, rounds), "; ".join(forms)
+
+
+def measure_nir(graph: SpikingGraph, codes: NDArray[np.generic], rounds: int) -> dict[str, tuple[float, float]]:
+    """The ratios of one folded graph's two NIR files, as snnTorch runs them."""
+    runs: dict[str, Callable[[], object]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for precision in ("float32", "exact"):
+            content = content_of(graph, precision, two_slices=True)
+            path = Path(folder) / f"{precision}.nir"
+            nir.write(str(path), to_nir(content.graph, dialect="snntorch", **content.extra))
+            inputs = codes.astype(np.uint8) if precision == "exact" else graph.input_spec.module_input(codes)
+            runs[precision] = partial(SnnTorchRuntime(path).run, inputs)
+        return ratios(runs, rounds)
 
 
 def main() -> None:
@@ -90,18 +107,23 @@ def main() -> None:
     torch.set_num_threads(1)
     console = Console(highlight=False, width=120)
     console.print(
-        f"onnxruntime {onnxruntime.__version__}, one thread, batch {arguments.batch}, medians of {arguments.rounds} "
-        "interleaved rounds"
+        f"onnxruntime {onnxruntime.__version__} and, for NIR, snntorch {version('snntorch')}; one thread, batch "
+        f"{arguments.batch}, medians of {arguments.rounds} interleaved rounds (NIR: a quarter as many)"
     )
     table = Table(title="Exact files against float32 ones", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("network", "T", "float32 ms", "exact", "exact64", "forms"):
+    for heading in ("network", "T", "float32 ms", "exact", "exact64", "NIR ms", "NIR exact", "forms"):
         table.add_column(heading, justify="left" if heading in ("network", "forms") else "right")
     for name in arguments.networks or NETWORKS:
         case = calibrated(name, samples=arguments.batch)
         graph = fold(case.captured().graph)
         found, forms = measure(graph, case.data, arguments.rounds)
         exact, exact64 = (f"{found[precision][0]:.2f} x" for precision in PRECISIONS[1:])
-        table.add_row(name, str(case.timesteps), f"{found['float32'][1] * 1e3:.0f}", exact, exact64, forms)
+        in_nir = measure_nir(graph, case.data, max(1, arguments.rounds // 4))  # it is slow, and steadier
+        milliseconds = [f"{times['float32'][1] * 1e3:.0f}" for times in (found, in_nir)]
+        table.add_row(
+            name, str(case.timesteps), milliseconds[0], exact, exact64, milliseconds[1], f"{in_nir['exact'][0]:.2f} x",
+            forms,
+        )  # fmt: skip
     console.print(table)
 
 

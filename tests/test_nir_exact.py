@@ -424,6 +424,13 @@ def test_export_verify_and_the_certificate_on_the_command_line(dialect: str, tmp
     done("verify", "--from", results, DIGITS)
 
 
+def test_check_says_what_a_layer_becomes() -> None:
+    ran = done("export", "--to", "nir", "--precision", "exact", "--nir-dialect", "sinabs", "--check", "--json", DIGITS)
+    rows = {row["name"]: row["becomes"] for row in ran.json()["nodes"]}
+    assert rows["conv1"] == "snapped, slices2; NIR Conv2d (conv1.high, conv1.low)"
+    assert rows["fc1"] == "snapped, slices2; NIR Affine (fc1.high, fc1.low)"
+
+
 def test_the_canonical_form_is_refused_in_one_line(tmp_path: Path) -> None:
     arguments = ("--to", "nir", "--precision", "exact", DIGITS, "-o", tmp_path / "a.nir")
     line = refused_command(tmp_path, Code.BAD_OPTION, "export", *arguments)

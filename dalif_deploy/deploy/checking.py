@@ -288,7 +288,10 @@ def _form(name: str, file: Any) -> str | None:
     """What a node is called in the file's own terms."""
     nodes = getattr(file, "nodes", None)
     if isinstance(nodes, Mapping):  # NIR
-        return f"NIR {type(nodes[name]).__name__}" if name in nodes else None
+        halves = [f"{name}.high", f"{name}.low"]  # of a layer in an exact file
+        found = [key for key in (name, *halves) if key in nodes]
+        called = f" ({', '.join(found)})" if found == halves else ""
+        return f"NIR {type(nodes[found[0]]).__name__}{called}" if found else None
     graph = getattr(file, "graph", None)
     if graph is None:
         return None

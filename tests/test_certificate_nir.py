@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dalif_deploy.certificate import CertificateCheck, check_certificate
-from dalif_deploy.certificate_nir import NirWalk
+from dalif_deploy.certificate.nir_walk import NirWalk
 from dalif_deploy.deploy.content import content_of
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.nir import to_nir

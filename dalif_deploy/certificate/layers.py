@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.certificate_sums import Inexact, Sum
+from dalif_deploy.certificate.sums import Inexact, Sum
 
 
 @dataclass

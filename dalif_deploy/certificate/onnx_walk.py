@@ -21,8 +21,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from dalif_deploy.certificate_layers import LayerSums, record
-from dalif_deploy.certificate_sums import (
+from dalif_deploy.certificate.layers import LayerSums, record
+from dalif_deploy.certificate.sums import (
     LIMITS,
     Free,
     Inexact,

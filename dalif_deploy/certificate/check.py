@@ -2,8 +2,8 @@
 
 The certificate says, for each convolution and linear layer, in which form it is written, on which grid its sums
 lie, how far they can reach and what they must not exceed. All of it is recomputed here from the weights and
-operators in the file, in whole numbers, by code that shares nothing with what wrote it; see `certificate_walk` and,
-for NIR, `certificate_nir`.
+operators in the file, in whole numbers, by code that shares nothing with what wrote it; see `onnx_walk` and
+`nir_walk`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import onnx
 
-from dalif_deploy.certificate_layers import LayerSums
-from dalif_deploy.certificate_nir import NirWalk
-from dalif_deploy.certificate_walk import Walk
+from dalif_deploy.certificate.layers import LayerSums
+from dalif_deploy.certificate.nir_walk import NirWalk
+from dalif_deploy.certificate.onnx_walk import Walk
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nir_io import open_nir
 

@@ -20,8 +20,8 @@ import nir
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.certificate_layers import LayerSums, record
-from dalif_deploy.certificate_sums import LIMITS, Inexact, Sum, Term, Whole, whole_numbers
+from dalif_deploy.certificate.layers import LayerSums, record
+from dalif_deploy.certificate.sums import LIMITS, Inexact, Sum, Term, Whole, whole_numbers
 
 SUMMING = ("sinabs", "snntorch")
 """The dialects whose readers compute V = beta H + X, in float32."""

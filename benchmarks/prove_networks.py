@@ -18,6 +18,7 @@ from typing import Any
 from zoo import ZOO, calibrated
 
 from dalif_deploy import Data, export, inspect, verify
+from dalif_deploy.deploy import check_certificate
 
 PASSING = ("exact", "rounding")
 DIALECTS = ("spikingjelly", "snntorch", "sinabs")
@@ -52,6 +53,14 @@ def measured(name: str) -> dict[str, Any]:
             export(model, file, to="nir", dialect=dialect, verified=False)
             dialects[dialect] = verify(model, file, data=Data(case.data, None, "seeded"), runtimes=(dialect,))
             file.unlink()
+        file = Path(folder) / f"{name}.exact.nir"
+        export(model, file, to="nir", dialect="snntorch", precision="exact", verified=False)
+        exact = verify(model, file, data=Data(case.data, None, "seeded"), runtimes=("snntorch",))
+        found["exact_nir"] = {
+            "bits": exact.runtimes[0].definition_differing,
+            "outcome": str(exact.runtimes[0].outcome),
+            "certificate": check_certificate(file).holds,
+        }
     found["rates"] = [min(verdict.rates.values()), max(verdict.rates.values())]
     found["vacuous"] = list(verdict.vacuous)
     found["verdicts"] = {}
@@ -74,8 +83,8 @@ def rows() -> tuple[list[str], bool]:
     """The table in Markdown, and whether everything in it passes."""
     lines = [
         "| network | T | parameters | MACs | firing rates | capture, s | ONNX, s | ONNX, MB | NIR, s | NIR, MB | "
-        "peak, GiB | verdicts |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "peak, GiB | verdicts | `exact` NIR in snnTorch: bits, verdict |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     holds = True
     for name in ZOO:
@@ -84,13 +93,15 @@ def rows() -> tuple[list[str], bool]:
         ).stdout  # fmt: skip
         found = json.loads(run)
         holds &= not found["vacuous"] and all(outcome in PASSING for outcome in found["verdicts"].values())
+        exact = found["exact_nir"]
+        holds &= exact["bits"] == 0 and exact["certificate"] and exact["outcome"] in PASSING
         low, high = found["rates"]
         lines.append(
             f"| {name} | {found['timesteps']} | {found['parameters']:,} | {found['macs'] / 1e6:,.2f} M | "
             f"{low:.1%} to {high:.1%} | "
             f"{found['capture_seconds']:.1f} | {found['onnx_seconds']:.1f} | {found['onnx_bytes'] / 1e6:.1f} | "
             f"{found['nir_seconds']:.1f} | {found['nir_bytes'] / 1e6:.1f} | {found['peak_gib']:.1f} | "
-            f"{summary(found['verdicts'])} |"
+            f"{summary(found['verdicts'])} | {exact['bits']}, {exact['outcome']} |"
         )
     return lines, holds
 

@@ -178,11 +178,3 @@ def test_a_weight_changed_in_an_exact_file_is_named(place: Path, capsys: pytest.
     status, out, _ = verify(capsys, MODEL, place / "tampered.onnx", "--data", place / "data.npz")
     assert status == 1
     assert weights.name in out
-
-
-def test_nir_files_hold_no_exact_sums(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    target = tmp_path / "x.nir"
-    status = status_of(export_command, ["--to", "nir", "--precision", "exact", str(MODEL), "-o", str(target)])
-    assert status == 2
-    assert "nir files hold float32 only" in capsys.readouterr().err
-    assert not target.exists()

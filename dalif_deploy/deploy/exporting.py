@@ -111,7 +111,7 @@ def export(
     if precision != "float32" and verified:
         chosen = _whole_numbers(opened, chosen, given=given is not None)
     opened.graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is folded
-    folded, _ = prove_folding(opened.graph, chosen.batches())
+    folded, proof = prove_folding(opened.graph, chosen.batches())
     metadata = {"tool": TOOL}
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
@@ -137,6 +137,7 @@ def export(
             *held.notes,
             *format_.details(content),
             *(verdict.notes if verdict else ()),
+            *((f"smallest margin: {proof.closest.in_words}",) if proof.closest else ()),
         )
     )
     return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes), precision)

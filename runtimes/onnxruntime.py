@@ -172,8 +172,8 @@ class OnnxRuntime:
         if batch.dtype != np.uint8:
             raise DalifError(
                 Code.BAD_DATA,
-                f"data of type {batch.dtype}: {self.path} takes uint8 codes; give the codes, or export with precision "
-                "float32",
+                f"data of type {batch.dtype}: {self.path} takes uint8 codes; give the codes (--data), or export with "
+                "precision float32",
             )
         return batch
 

@@ -29,7 +29,7 @@ DECAY = [name for name in GRAPHS if "subtract" not in name and "beta 1" not in n
 
 
 def ratios(
-    graph: SpikingGraph, batch: NDArray[np.generic], rng: np.random.Generator, update: str = "sum"
+    graph: SpikingGraph, batch: NDArray[np.generic], rng: np.random.Generator | None, update: str = "sum"
 ) -> dict[str, float]:
     """By layer, the largest |V32 - V64| / bound over all neuron-steps of one float32 run, on its own history."""
     found = float32_run(graph, graph.input_spec.module_input(batch), rng, update=update)

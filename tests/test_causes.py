@@ -279,6 +279,18 @@ def test_another_order_of_flattening_is_named(place: int, axes: tuple[int, ...],
     assert cause.explanation.detail.startswith(f"'flatten' runs over {words}")
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_weights_that_stand_for_another_order_are_named(place: int) -> None:
+    """As converted for a runtime whose channels lie last, and run where they lie first."""
+    name, layer = f"flattened {place}", LAYERS[place]
+    node = weights(name, layer)
+    order = np.arange(node.weight.shape[1]).reshape(4, 5, 6).transpose(1, 2, 0).ravel()
+    cause = diagnosed(name, replace(node, weight=frozen(node.weight[:, order])))
+    assert (cause.layer, cause.explanation.name) == (layer, "flattened in the wrong order")
+    stated = f"the weights of '{node.name}' stand for height, width, channels, and 'flatten' runs over channels, "
+    assert cause.explanation.detail.startswith(stated)
+
+
 @pytest.mark.parametrize(("name", "layer"), [("digits", "sn2"), ("residuals", "sn2"), ("residuals", "sn3")])
 @pytest.mark.parametrize("order", [lambda n: np.arange(n)[::-1], shuffled])
 def test_channels_that_are_taken_in_another_order_are_named(

@@ -187,6 +187,18 @@ def test_verification_uses_the_given_data(digits: Path) -> None:
     assert "(5 samples; " in done("export", "--to", "onnx", digits, "--data", data, "--samples", 5, "--force").out
 
 
+@pytest.mark.parametrize("options", [(), ("--no-verify",)])
+def test_the_smallest_margin_is_told(digits: Path, options: tuple[str, ...]) -> None:
+    """Of the folding, which is proved at every export."""
+    ran = done("export", "--to", "onnx", digits, "--force", *options)
+    link = dalif_deploy.verify(digits, runtimes=()).links["folding"]
+    assert link is not None
+    assert link.closest is not None
+    assert (
+        f"smallest margin: {link.closest.margin:.3g} in layer '{link.closest.layer}', step {link.closest.t}" in ran.err
+    )
+
+
 def test_notes_are_on_stderr_and_quiet_silences_them(digits: Path) -> None:
     notes = done("export", "--to", "nir", digits, "--no-verify").err
     assert "readout='mean'" in notes

@@ -468,6 +468,16 @@ def test_where_nothing_rounds_a_tie_is_decided_in_one_way_only() -> None:
     assert (other.origins[0].margin, other.origins[0].bound) == (0.0, 0.0)
 
 
+def test_another_formula_may_round_where_the_sum_does_not() -> None:
+    """v + k (x - v) takes 1 - beta and divides by it: the same tie is in doubt."""
+    graph = one_neuron(1.0)
+    for arithmetic in (Arithmetic(update="decay"), Arithmetic(update="own")):
+        exact = compared(graph, ONE, simulate(graph, ONE), arithmetic=arithmetic)
+        assert (exact.outcome, exact.certified_samples, len(exact.uncertain)) == (Outcome.EXACT, 0, 1)
+        other = compared(graph, ONE, candidate(graph, ONE, ("sn", 0, 0, (0,))), arithmetic=arithmetic)
+        assert other.outcome is Outcome.ROUNDING
+
+
 def test_a_near_tie_excuses_nothing_elsewhere() -> None:
     """One sample misses by rounding, another by a fault: the verdict is the worse, and the fault comes first."""
     graph = one_neuron(1.0 - 1e-8, timesteps=2, beta=0.0)

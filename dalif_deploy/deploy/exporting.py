@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dalif_deploy.certificate import CertificateCheck, check_certificate
 from dalif_deploy.contents import TOOL, Compared
 from dalif_deploy.deploy.content import content_of
-from dalif_deploy.deploy.data import Data, Progress, as_data, check_samples, rounded_inputs
+from dalif_deploy.deploy.data import Data, Progress, as_data, check_samples, rounded_inputs, seeded_data
 from dalif_deploy.deploy.files import check_output, check_suffix, sha256, written_whole
 from dalif_deploy.deploy.model import LoadOptions, Model, open_model
 from dalif_deploy.deploy.proof import prove_folding
@@ -107,8 +108,10 @@ def export(
             Code.BAD_OPTION, f"--precision {precision}: {to} files hold {' or '.join(format_.precisions)} only"
         )
     chosen = opened.data(samples) if given is None else given.first(samples)
+    if precision != "float32" and verified:
+        chosen = _whole_numbers(opened, chosen, given=given is not None)
     opened.graph.input_spec.module_input(chosen.inputs[:1])  # a wrong shape is told before anything is folded
-    folded, _ = prove_folding(opened.graph, chosen.batches())
+    folded, proof = prove_folding(opened.graph, chosen.batches())
     metadata = {"tool": TOOL}
     if opened.sha256 is not None:
         metadata["source_sha256"] = opened.sha256
@@ -134,9 +137,24 @@ def export(
             *held.notes,
             *format_.details(content),
             *(verdict.notes if verdict else ()),
+            *((f"smallest margin: {proof.closest.in_words}",) if proof.closest else ()),
         )
     )
     return ExportResult(target, to, opened.graph.timesteps, digest, verdict, tuple(notes), precision)
+
+
+def _whole_numbers(model: Model, data: Data, *, given: bool) -> Data:
+    """`data` where an exact file takes them; where the samples stored with a model of codes are none, seeded codes."""
+    if model.graph.encoding.kind != "uint8" or data.inputs.dtype == np.uint8:
+        return data
+    if given:
+        raise DalifError(
+            Code.BAD_DATA,
+            f"{data.path or 'data'}: {data.inputs.dtype}; an exact file of this model takes the uint8 codes "
+            "themselves, so give those as --data, or leave it out",
+        )
+    seeded = seeded_data(model.graph.input_spec, len(data.inputs))
+    return replace(seeded, origin=f"{seeded.origin} of codes, since {data.origin} are none (--data takes yours)")
 
 
 class DivergentError(DalifError):

@@ -202,20 +202,28 @@ def _flattenings(layer: Layer) -> Iterator[Hypothesis]:
             continue
         shape = layer.graph.types[flatten.inputs[0].source].shape
         places = np.arange(node.weight.shape[1]).reshape(shape)
-        orders = {places.ravel().tobytes()}
-        for axes in itertools.permutations(range(len(shape))):
-            # The candidate's input k is the model's input order[k], so that it meets the weight of k.
-            order = places.transpose(axes).ravel()
-            if order.tobytes() in orders:
-                continue
-            orders.add(order.tobytes())
-            weight = np.empty_like(node.weight)
-            weight[:, order] = node.weight
-            named = [AXES[axis] if len(shape) == 3 else f"axis {axis}" for axis in axes]
-            own = AXES if len(shape) == 3 else [f"axis {axis}" for axis in range(len(shape))]
-            detail = f"'{flatten.name}' runs over {', '.join(named)}, the model's over {', '.join(own)}"
-            changed = _changed(layer, replace(node, weight=frozen(weight)))
-            yield Hypothesis("flattened in the wrong order", detail, changed)
+        tried = {places.ravel().tobytes()}
+        own = _axes(range(len(shape)))
+        for readers in (False, True):
+            for axes in itertools.permutations(range(len(shape))):
+                order = places.transpose(axes).ravel()
+                # The candidate's input k is the model's input order[k], so that it meets the weight of k; or its
+                # weights were put into that order, and its inputs were not.
+                taken = order if readers else np.argsort(order)
+                if taken.tobytes() in tried:
+                    continue
+                tried.add(taken.tobytes())
+                detail = f"'{flatten.name}' runs over {_axes(axes)}, the model's over {own}"
+                if readers:
+                    detail = (
+                        f"the weights of '{node.name}' stand for {_axes(axes)}, and '{flatten.name}' runs over {own}"
+                    )
+                changed = _changed(layer, replace(node, weight=frozen(node.weight[:, taken])))
+                yield Hypothesis("flattened in the wrong order", detail, changed)
+
+
+def _axes(axes: Sequence[int]) -> str:
+    return ", ".join(AXES[axis] if len(axes) == 3 else f"axis {axis}" for axis in axes)
 
 
 def flattened_before(layer: Layer, node: Node) -> Flatten | None:

@@ -107,6 +107,12 @@ class NeuronStepFinding:
         """Whether rounding can explain it. With a bound of 0 nothing rounds, so that it cannot explain a tie either."""
         return bool(within(self.margin, self.bound))
 
+    @property
+    def in_words(self) -> str:
+        """Its margin, and where it is."""
+        place = f"in layer '{self.layer}', step {self.t}, neuron {list(self.index)} of sample {self.sample}"
+        return f"{self.margin:.3g} {place}"
+
     def as_json(self) -> dict[str, Any]:
         """Plain types only; an infinite bound is null."""
         bound = self.bound if np.isfinite(self.bound) else None

@@ -183,11 +183,7 @@ def _print_margins(console: Console, verdict: Verdict) -> None:
     links = (verdict.links.get("folding"), verdict.links.get("module"))
     closest = next((link.closest for link in links if link is not None and link.closest), None)
     if closest is not None:
-        console.print(
-            f"smallest margin: {closest.margin:.3g} in layer '{closest.layer}', step {closest.t}, neuron "
-            f"{list(closest.index)} of sample {closest.sample}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
+        console.print(f"smallest margin: {closest.in_words}", markup=False, soft_wrap=True)
     most = max((len(runtime.comparison.uncertain) for runtime in verdict.runtimes), default=0)
     if most:
         console.print(

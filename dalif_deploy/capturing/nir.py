@@ -46,6 +46,8 @@ from dalif_deploy.nodes import (
 
 _COPY = re.compile(r"\.copy\d+$")
 """What the exporter calls a node that repeats another."""
+_ZEROS = re.compile(r"\.zeros\d*$")
+"""What it calls a node that always gives zeros."""
 _ONE = ".one"
 """How it calls the node that always gives 1, of which maps are made."""
 
@@ -170,10 +172,15 @@ class _Reading:
 
     def _pool(self, name: str, node: nir.Conv2d, inputs: tuple[Edge, ...]) -> SumPool2d | None:
         """In a file of exact sums, the pool of whole numbers that a convolution with ones is."""
-        if "precision" not in self.metadata.extra or len(self.sources[name]) != 1:
+        if "precision" not in self.metadata.extra or not self.sources[name]:
             return None
         before, shape = self._shape(self.sources[name][0]), self._shape(name)
         return pool_of(SumPool2d, name, inputs[0], node, before, shape)
+
+    def _is_zero(self, name: str, node: nir.NIRNode) -> bool:
+        """In a file of exact sums, whether a layer stands for the zeros that another reads as whole numbers."""
+        zero = not np.any(node.weight) and not np.any(getattr(node, "bias", 0.0))
+        return "precision" in self.metadata.extra and bool(_ZEROS.search(name)) and zero
 
     def _is_gate(self, name: str) -> bool:
         """Whether a neuron is no layer of the network, but says whether any spike of a window is there."""
@@ -229,6 +236,8 @@ class _Reading:
                 return Input(name=name, shape=spec.shape, temporal=spec.temporal, kind=self.metadata.input_kind)
             case nir.Output():
                 return Readout(name=name, inputs=inputs, mode=self.metadata.readout)
+            case nir.Conv2d() | nir.Affine() | nir.Linear() if self._is_zero(name, node):
+                return Zeros(name=name, shape=self._shape(name))
             case nir.Affine():
                 return Linear(name=name, inputs=inputs, weight=frozen(node.weight), bias=frozen(node.bias))
             case nir.Linear():

@@ -148,9 +148,14 @@ def test_a_mean_whose_map_is_the_same_in_every_place(tmp_path: Path) -> None:
     holds(graph, tmp_path, np.random.default_rng(7).integers(0, 256, (6, 3, 1, 1, 1), dtype=np.uint8))
 
 
-def test_a_shift_is_read_back_as_a_convolution(tmp_path: Path) -> None:
-    """A single 1 in the corner of a padded kernel is no window of a pool, whose padding is half of it at most."""
-    weight = np.zeros((2, 2, 3, 3))
-    weight[0, 0, 0, 0] = weight[1, 1, 0, 0] = 1.0
-    shift = Conv2d(name="conv", inputs=(Edge("input"),), weight=f(weight), padding=(1, 1))
-    holds(small(shift, neuron("last", "conv")), tmp_path)
+def test_a_padded_identity_is_read_back_as_a_convolution(tmp_path: Path) -> None:
+    """It is no pool, whose padding is half of its windows at most."""
+    weight = f(np.eye(2)[:, :, None, None])
+    padded = Conv2d(name="conv", inputs=(Edge("input"),), weight=weight, padding=(1, 1))
+    holds(small(padded, neuron("last", "conv")), tmp_path)
+
+
+def test_a_sum_of_many_terms_is_read_back(tmp_path: Path) -> None:
+    """They are collected before the half that they add up to, which then has a single edge."""
+    added = Add(name="sum", inputs=(Edge("one"), *[Edge("sn")] * 8))
+    holds(small(neuron("sn", "input"), conv("one", "sn", 1), added, neuron("last", "sum")), tmp_path)

@@ -101,9 +101,12 @@ def _map_of(node: nir.NIRNode, shape: tuple[int, ...]) -> Array | None:
     return frozen(node.weight[:, 0][:, rows[:, None], columns])
 
 
-def _adds_up(name: str, node: nir.NIRNode, inputs: int) -> bool:
-    """Whether a node only repeats what comes in: the exporter's way to say a sum, or a source that is added twice."""
-    if inputs == 1 and not _COPY.search(name):
+def _adds_up(name: str, node: nir.NIRNode, inputs: int, *, exact: bool) -> bool:
+    """Whether a node only repeats what comes in: the exporter's way to say a sum, or a source that is added twice.
+
+    In a file of exact sums, where one source is a sum's only one, too: weights could not read it.
+    """
+    if inputs == 1 and not exact and not _COPY.search(name):
         return False
     match node:
         case nir.Linear() | nir.Affine():
@@ -126,6 +129,7 @@ class _Reading:
         self.path = path
         self.file = file
         self.metadata = metadata
+        self.exact = "precision" in metadata.extra
         self.layers = {layer.name: layer for layer in metadata.layers}
         self.output = next(name for name, node in file.nodes.items() if isinstance(node, nir.Output))
         self.dialect = self._dialect()
@@ -150,7 +154,7 @@ class _Reading:
             if len(sources) == 1 and sources[0] in ones:
                 found += self._map(name)
                 continue
-            if _adds_up(name, self.file.nodes[name], len(sources)):
+            if _adds_up(name, self.file.nodes[name], len(sources), exact=self.exact):
                 found.append(Add(name=name, inputs=inputs))
                 continue
             if len(sources) > 1:
@@ -172,7 +176,7 @@ class _Reading:
 
     def _pool(self, name: str, node: nir.Conv2d, inputs: tuple[Edge, ...]) -> SumPool2d | None:
         """In a file of exact sums, the pool of whole numbers that a convolution with ones is."""
-        if "precision" not in self.metadata.extra or not self.sources[name]:
+        if not self.exact or not self.sources[name]:
             return None
         before, shape = self._shape(self.sources[name][0]), self._shape(name)
         return pool_of(SumPool2d, name, inputs[0], node, before, shape)
@@ -180,7 +184,7 @@ class _Reading:
     def _is_zero(self, name: str, node: nir.NIRNode) -> bool:
         """In a file of exact sums, whether a layer stands for the zeros that another reads as whole numbers."""
         zero = not np.any(node.weight) and not np.any(getattr(node, "bias", 0.0))
-        return "precision" in self.metadata.extra and bool(_ZEROS.search(name)) and zero
+        return self.exact and bool(_ZEROS.search(name)) and zero
 
     def _is_gate(self, name: str) -> bool:
         """Whether a neuron is no layer of the network, but says whether any spike of a window is there."""

@@ -210,7 +210,8 @@ class Sum:
         found = [self._own(key, term) for key, term in self.terms.items() if term.layer == layer]
         weights, bias = found[0]
         for others, shift in found[1:]:
-            if not np.array_equal(weights, others) or not np.array_equal(bias, shift):
+            same = shift is bias is None or (bias is not None and shift is not None and np.array_equal(bias, shift))
+            if not same or not np.array_equal(weights, others):
                 raise Inexact(f"different weights are called those of '{layer}'")
         return weights * unit[:, None], None if bias is None else bias * unit
 

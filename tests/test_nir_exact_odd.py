@@ -159,3 +159,17 @@ def test_a_sum_of_many_terms_is_read_back(tmp_path: Path) -> None:
     """They are collected before the half that they add up to, which then has a single edge."""
     added = Add(name="sum", inputs=(Edge("one"), *[Edge("sn")] * 8))
     holds(small(neuron("sn", "input"), conv("one", "sn", 1), added, neuron("last", "sum")), tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 4), (4, 1), (2, 5), (5, 2), (3, 4), (4, 3), (5, 6), (3, 5)])
+def test_a_mean_at_the_borders_of_any_map(size: tuple[int, int], tmp_path: Path) -> None:
+    """What the mean makes of padded borders is a map, of a kernel that nir takes for a square one."""
+    codes = Encoding(kind="uint8", scale=1 / 255, mean=(0.4, 0.3))
+    nodes = [
+        conv("conv", "input", 1),
+        neuron("sn", "conv"),
+        Flatten(name="flat", inputs=(Edge("sn"),)),
+        dense("fc", "flat", 2 * size[0] * size[1]),
+    ]
+    graph = ending(*nodes, shape=(2, *size), encoding=codes)
+    holds(graph, tmp_path, np.random.default_rng(9).integers(0, 256, (4, 3, 2, *size), dtype=np.uint8))

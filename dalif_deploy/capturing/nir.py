@@ -91,10 +91,11 @@ def _map_of(node: nir.NIRNode, shape: tuple[int, ...]) -> Array | None:
     """What a convolution makes of a single 1, (channels, height, width); None for another node."""
     if not isinstance(node, nir.Conv2d) or isinstance(node.padding, str) or np.any(node.bias):
         return None
-    if np.any(np.asarray(node.stride) != 1) or np.any(np.asarray(node.dilation) != 1) or node.weight.shape[1] != 1:
+    if np.any(np.asarray(node.dilation) != 1) or node.weight.shape[1] != 1:
         return None
-    # Output y reads the kernel's row padding - y: there it lies on the 1.
-    rows, columns = (p - np.arange(n) for p, n in zip(np.broadcast_to(node.padding, (2,)), shape[1:], strict=True))
+    # Output y reads the kernel's row padding - stride y: there it lies on the 1.
+    axes = zip(np.broadcast_to(node.padding, (2,)), np.broadcast_to(node.stride, (2,)), shape[1:], strict=True)
+    rows, columns = (p - s * np.arange(n) for p, s, n in axes)
     kernel = node.weight.shape[2:]
     if any(places.min() < 0 or places.max() >= n for places, n in zip((rows, columns), kernel, strict=True)):
         return None

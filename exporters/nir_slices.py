@@ -85,10 +85,9 @@ class _Halving:
         return (high,), (low,)
 
     def _is_map(self, node: Scale) -> bool:
-        """Whether a Scale of zeros is a map, of which the places of one channel differ."""
+        """Whether a Scale of zeros is a map of offsets."""
         constant = self._sums.whole[node.inputs[0].source] == 0
-        places = np.broadcast_to(node.offset, self._sums.shape(node)).reshape(self._sums.shape(node)[0], -1)
-        return constant and len(self._graph.input.shape) == 3 and bool((places != places[:, :1]).any())
+        return constant and len(self._graph.input.shape) == len(self._sums.shape(node)) == 3
 
     def _mapped(self, node: Scale) -> _Terms:
         """Two convolutions of a single 1: every output meets that place once."""

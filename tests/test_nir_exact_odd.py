@@ -134,6 +134,13 @@ def test_a_convolution_of_one_place_reaches_as_the_certificate_says(tmp_path: Pa
     holds(ending(*nodes, shape=(1, 1, 1)), tmp_path)
 
 
+def test_a_padded_pool_of_one_place_counts_as_the_certificate_says(tmp_path: Path) -> None:
+    """Of its windows' places only one is there."""
+    pool = SumPool2d(name="pool", inputs=(Edge("sn"),), kernel=(1, 3), stride=(1, 1), padding=(0, 1))
+    nodes = [neuron("sn", "input"), pool, Flatten(name="flat", inputs=(Edge("pool"),)), dense("fc", "flat", 1)]
+    holds(ending(*nodes, shape=(1, 1, 1)), tmp_path)
+
+
 def test_a_mean_whose_map_is_the_same_in_every_place(tmp_path: Path) -> None:
     """A Scale of zeros reads zeros, and these are made of the input, not of sums."""
     weight = np.random.default_rng(6).normal(size=(2, 1, 9, 9))

@@ -172,7 +172,8 @@ class NirWalk:
         exponents, whole = whole_numbers(weight.reshape(len(weight), -1))
         layer = part[1] if part is not None and not part[3] else None
         layers = frozenset() if layer is None else frozenset({layer})
-        term = Term(whole, x.maximum, single=layer is None and _one_place(node), layer=layer or "", copies={name: 1})
+        one = part is not None and layer is None and _one_place(node)  # a map, of which no weights are said elsewhere
+        term = Term(whole, x.maximum, single=one, layer=layer or "", copies={name: 1})
         total = Sum("float32", 1, rank, exponents, {name: term}, layers=layers)
         if bias is not None and bias.any():
             grid, shifts = whole_numbers(bias.reshape(-1, 1))

@@ -203,7 +203,7 @@ class Stepper:
                 continue
             try:
                 values[name], state[name] = self._steps[name](total, state.get(name))
-            except RuntimeError as error:  # torch: shapes that do not meet
+            except (RuntimeError, TypeError, ValueError) as error:  # torch: shapes that do not meet, strides of 1.0
                 raise DalifError(
                     Code.RUNTIME_CANNOT_RUN, f"{self._file.path}: node '{name}' cannot be run: {error}"
                 ) from error

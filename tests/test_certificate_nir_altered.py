@@ -20,6 +20,7 @@ from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Add, Edge, MaxPool2d
 from dalif_deploy.runtimes.registry import runtime_kind
+from dalif_deploy.runtimes.sinabs import SinabsRuntime
 from dalif_deploy.runtimes.snntorch import SnnTorchRuntime
 from tests.test_nir_exact import conv, exact_nir, neuron, small
 
@@ -173,3 +174,13 @@ def test_shapes_that_do_not_fit_are_findings(
     graph: Callable[[], SpikingGraph], alter: Alter, words: str, tmp_path: Path
 ) -> None:
     assert any(words in line for line in findings(graph(), tmp_path, alter))
+
+
+def test_a_stride_that_is_no_whole_number_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.nir"
+    graph = exact_nir(plain(), "sinabs")
+    graph.nodes["conv.high"].stride = np.ones(2, dtype=np.float32)
+    nir.write(str(path), graph)
+    with pytest.raises(DalifError, match=r"node 'conv.high' cannot be run") as caught:
+        SinabsRuntime(path).run(np.zeros((1, 3, 2, 6, 6), dtype=np.float32))
+    assert caught.value.code is Code.RUNTIME_CANNOT_RUN

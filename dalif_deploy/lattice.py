@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import (
@@ -188,9 +189,11 @@ def find_sums(graph: SpikingGraph) -> Sums:
 def require_exact(graph: SpikingGraph) -> None:
     """Every sum of the graph's weights, in every order, must be exact in float64.
 
-    Raises `DalifError`: BAD_GRAPH, naming the node, where one is not, as in a graph that is not snapped;
-    TARGET_CANNOT_HOLD as `find_sums`.
+    Raises `DalifError`: BAD_GRAPH, naming the node, where one is not, as in a graph that is not snapped, or whose
+    input is made of codes by a scale; TARGET_CANNOT_HOLD as `find_sums`.
     """
+    if graph.encoding.kind == "uint8" and graph.encoding != Encoding(kind="uint8"):
+        raise _not_snapped(graph.input)
     sums = find_sums(graph)
     for group in sums.groups:
         weighted = [node for node in group if isinstance(node, Weighted)]

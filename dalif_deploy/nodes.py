@@ -336,6 +336,11 @@ class Pool2d(Node):
             raise self._refuse(f"kernel {self.kernel} does not fit into an input of {tuple(size)}")
         return tuple(out)
 
+    def closed_windows(self, size: Sequence[int]) -> tuple[int, ...]:
+        """How many windows lie within the input and its padding; 0 or less where none does."""
+        axes = zip(size, self.kernel, self.stride, self.padding, strict=True)
+        return tuple((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
+
     def whole_windows(self, size: Sequence[int]) -> bool:
         """Whether every window lies within the input, touching neither padding nor an open end."""
         return self.padding == (0, 0) and all(

@@ -110,7 +110,7 @@ def to_nir(
     graph = graph.with_nodes(graph.nodes)  # nir would make an output of a node that nobody reads
     for name in sorted(graph.after_readout - {graph.readout.name}):
         raise _cannot_hold(graph[name], "stands after the readout, and a NIR graph is one timestep")
-    writer = _Writer(graph, chosen)
+    writer = _Writer(graph, chosen, whole=lattices is not None)
     for node in graph.nodes:
         writer.write(node)
     strings = _metadata(graph, dialect, writer.maxima, exact, metadata or {})
@@ -189,6 +189,8 @@ class _Writer:
     """By graph node: the NIR nodes whose outputs add up to its output."""
     maxima: list[str] = field(default_factory=list)
     """The neurons that are no layers of the network, but part of a maximum of spikes."""
+    whole: bool = False
+    """Whether layers may read nothing but whole numbers."""
 
     def write(self, node: Node) -> None:
         for edge in node.inputs:
@@ -224,6 +226,7 @@ class _Writer:
     ) -> None:
         if self.graph.types[node.inputs[0].source].kind != "spike":
             raise _cannot_hold(node, "NIR has no maximum, and only one of spikes can be said by a neuron")
+        _pool(sum_of(node, node.name), before)  # what NIR cannot say is refused by the node's own name
         count = sum_of(node, self._new_name(f"{node.name}.count"))
         self._emit(count.name, _pool(count, before), inputs, shape, before)
         self._emit(node.name, _neuron(any_of(node, count.name), shape, self.dialect), [count.name], shape, shape)
@@ -273,13 +276,15 @@ class _Writer:
 
     def _zeros(self, name: str, shape: tuple[int, ...]) -> str:
         """A node that always gives zeros of `shape`, made of zero weights on some node written before."""
-        for source, at in self.shapes.items():
+        kinds = (nir.Input, nir.LIF, nir.IF) if self.whole else nir.NIRNode
+        before = {source: at for source, at in self.shapes.items() if isinstance(self.nodes[source], kinds)}
+        for source, at in before.items():
             if len(at) == len(shape) and at[1:] == shape[1:] and not isinstance(self.nodes[source], nir.Output):
                 zeros = self._new_name(f"{name}.zeros")
                 weight = np.zeros((shape[0], at[0]), dtype=np.float32)
                 self._emit(zeros, _matrix(weight, None, shape), (source,), shape)
                 return zeros
-        for source, at in self.shapes.items():
+        for source, at in before.items():
             zeros = self._new_name(f"{name}.zeros")
             if len(at) == len(shape) == 3 and (conv := zero_map(zeros, source, at, shape)) is not None:
                 self._emit(zeros, _conv2d(conv, at, shape), (source,), shape, at)

@@ -8,11 +8,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
+from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.nodes import Array, AvgPool2d, Conv2d, Edge, MaxPool2d, Neuron, Pool2d, SumPool2d, frozen
 
 ANY = 0.5
@@ -34,7 +34,7 @@ def any_of(node: MaxPool2d, count: str) -> Neuron:
 
 def is_plain(node: Pool2d, size: tuple[int, ...]) -> bool:
     """Whether NIR's own pool of this kind is the pool, in every reader that takes the kind."""
-    floor = replace(node, ceil_mode=False).windows(size) == node.windows(size)
+    floor = node.closed_windows(size) == node.windows(size)
     if isinstance(node, AvgPool2d):
         return floor and (node.count_include_pad or node.padding == (0, 0))
     return floor and node.padding == (0, 0)
@@ -44,8 +44,15 @@ def as_convolution(node: SumPool2d, shape: tuple[int, ...]) -> Conv2d:
     """A sum pool over `shape`, (channels, height, width), as a dense convolution with a square kernel.
 
     Along an axis, output o reads the places o * stride - P + j; the ones stand at j = P - p and after. P and the
-    kernel's side are the smallest for which there are as many outputs as the pool has windows.
+    kernel's side are the smallest for which there are as many outputs as the pool has windows. Raises `DalifError`
+    (TARGET_CANNOT_HOLD) where there are none: at a stride of 1 the side is odd or even as the window is.
     """
+    if node.stride == (1, 1) and (node.kernel[0] - node.kernel[1]) % 2:
+        raise DalifError(
+            Code.TARGET_CANNOT_HOLD,
+            f"node '{node.name}' ({type(node).__name__}): the height and width of its windows {node.kernel} differ by "
+            "an odd number, and nir takes a kernel for a square one; NIR cannot hold this network, ONNX may",
+        )
     channels, *size = shape
     windows = node.windows(size)
     axes = list(zip(size, windows, node.kernel, node.stride, node.padding, strict=True))

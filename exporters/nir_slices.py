@@ -85,13 +85,12 @@ class _Halving:
         return (high,), (low,)
 
     def _is_map(self, node: Scale) -> bool:
-        """Whether a Scale of zeros is a map, of which the places of one channel differ."""
+        """Whether a Scale of zeros is a map of offsets."""
         constant = self._sums.whole[node.inputs[0].source] == 0
-        places = np.broadcast_to(node.offset, self._sums.shape(node)).reshape(self._sums.shape(node)[0], -1)
-        return constant and len(self._graph.input.shape) == 3 and bool((places != places[:, :1]).any())
+        return constant and len(self._graph.input.shape) == len(self._sums.shape(node)) == 3
 
     def _mapped(self, node: Scale) -> _Terms:
-        """A kernel as large as the map, over one place with padding all round: every output meets that place once."""
+        """Two convolutions of a single 1: every output meets that place once."""
         one = self._one or self._new(self._graph.input, _one_of(self._graph.input))
         self._one = one
         shape = self._sums.shape(node)
@@ -100,11 +99,7 @@ class _Halving:
             half_of = with_values(node, self._lattices[node.name].digit(place))
             assert isinstance(half_of, Scale)
             values = np.broadcast_to(half_of.offset, shape)
-            conv = Conv2d(
-                name=f"{node.name}.{half}_term", inputs=(one,), weight=frozen(values[:, None, ::-1, ::-1]),
-                padding=(shape[1] - 1, shape[2] - 1),
-            )  # fmt: skip
-            ends.append(self._new(node, conv))
+            ends.append(self._new(node, _map_conv(f"{node.name}.{half}_term", one, values)))
         return (ends[0],), (ends[1],)
 
     def _added_up(self, node: Add) -> _Terms:
@@ -166,6 +161,28 @@ def _one_of(node: Input) -> Conv2d:
         name=f"{node.name}{ONE}", inputs=(Edge(node.name),), weight=frozen(np.zeros((1, channels, 1, 1))),
         bias=frozen(np.ones(1)), stride=(height, width),
     )  # fmt: skip
+
+
+def _map_conv(name: str, one: Edge, values: Array) -> Conv2d:
+    """A convolution that makes `values`, (channels, height, width), of a single 1.
+
+    Output y reads row padding - stride * y of a kernel over one place with padding all round.
+
+    nir takes kernels for square ones. Where height and width differ by an even number, zeros can make this one square;
+    where by an odd one, it is made with a stride of 2 along the shorter side, at which no parity is asked for.
+    """
+    channels, *size = values.shape
+    if (size[0] - size[1]) % 2 == 0:
+        padding, weight = (size[0] - 1, size[1] - 1), values[:, None, ::-1, ::-1]
+        return Conv2d(name=name, inputs=(one,), weight=frozen(weight), padding=padding)
+    short, long = sorted(size)
+    side = max(long, 2 * short - 1 + short % 2)  # odd or even as the long side is
+    axes = [(2, n - 1 + side // 2) if n == short else (1, (n + side) // 2 - 1) for n in size]
+    (down, top), (across, left) = axes
+    kernel = np.zeros((channels, 1, side, side))
+    rows, columns = top - down * np.arange(size[0]), left - across * np.arange(size[1])
+    kernel[:, 0, rows[:, None], columns] = values
+    return Conv2d(name=name, inputs=(one,), weight=frozen(kernel), stride=(down, across), padding=(top, left))
 
 
 def _diagonal(name: str, inputs: Sequence[Edge], values: Array, shape: tuple[int, ...]) -> Node:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from dalif_deploy.dialects import Dialect
+from dalif_deploy.encoding import Encoding
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.metadata import FileMetadata
 from dalif_deploy.nir_io import open_nir
@@ -66,7 +67,18 @@ class NirFile:
         return self.metadata.extra.get("precision", "float32") != "float32"
 
     def check(self, dialect: Dialect) -> None:
-        """Raises `DalifError` (RUNTIME_CANNOT_RUN), naming the node, for what the simulator would misread or refuse."""
+        """Raises `DalifError`: RUNTIME_CANNOT_RUN, naming the node, for what the simulator would misread or refuse;
+        FILE_DAMAGED for a precision that no .nir has, and for an exact file that makes other numbers of codes."""
+        precision, encoding = self.metadata.extra.get("precision", "float32"), self.metadata.input.encoding
+        if precision not in ("float32", "exact"):
+            raise DalifError(
+                Code.FILE_DAMAGED, f"{self.path}: says that its precision is {precision!r}, which no .nir has"
+            )
+        if self.exact and encoding.kind == "uint8" and encoding != Encoding(kind="uint8"):
+            raise DalifError(
+                Code.FILE_DAMAGED,
+                f"{self.path}: says that its sums are exact, and its encoding scales the codes; export it again",
+            )
         if found := findings(self.graph, dialect):
             raise DalifError(
                 Code.RUNTIME_CANNOT_RUN,
@@ -191,7 +203,7 @@ class Stepper:
                 continue
             try:
                 values[name], state[name] = self._steps[name](total, state.get(name))
-            except RuntimeError as error:  # torch: shapes that do not meet
+            except (RuntimeError, TypeError, ValueError) as error:  # torch: shapes that do not meet, strides of 1.0
                 raise DalifError(
                     Code.RUNTIME_CANNOT_RUN, f"{self._file.path}: node '{name}' cannot be run: {error}"
                 ) from error

@@ -24,7 +24,7 @@ from torch import nn
 import dalif_deploy
 from dalif_deploy import DALIF, export, save
 from dalif_deploy.certificate import CertificateCheck, check_certificate
-from dalif_deploy.certificate.sums import Inexact, Sum, Term, whole_numbers
+from dalif_deploy.certificate.sums import Inexact, Sum, Term, constant_term, whole_numbers
 from dalif_deploy.deploy import exporting
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.exporters.onnx import to_onnx
@@ -424,7 +424,7 @@ def test_whole_numbers_are_the_values(values: list[float]) -> None:
 
 def test_a_sum_reaches_what_its_terms_reach() -> None:
     terms = {"a": Term(np.array([[3, -5, 7]]), 2), "b": Term(np.array([[1, -9]]), 4, single=True)}
-    value = Sum("float32", 1, 2, np.array([0]), terms, {"c": np.array([[-2]])})
+    value = Sum("float32", 1, 2, np.array([0]), terms, {"c": constant_term(np.array([[-2]]), "c")})
     assert value.reach() == [5 * 2 + 9 * 4 + 2]
 
 

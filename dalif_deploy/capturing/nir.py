@@ -46,6 +46,8 @@ from dalif_deploy.nodes import (
 
 _COPY = re.compile(r"\.copy\d+$")
 """What the exporter calls a node that repeats another."""
+_ZEROS = re.compile(r"\.zeros\d*$")
+"""What it calls a node that always gives zeros."""
 _ONE = ".one"
 """How it calls the node that always gives 1, of which maps are made."""
 
@@ -89,19 +91,23 @@ def _map_of(node: nir.NIRNode, shape: tuple[int, ...]) -> Array | None:
     """What a convolution makes of a single 1, (channels, height, width); None for another node."""
     if not isinstance(node, nir.Conv2d) or isinstance(node.padding, str) or np.any(node.bias):
         return None
-    if np.any(np.asarray(node.stride) != 1) or np.any(np.asarray(node.dilation) != 1) or node.weight.shape[1] != 1:
+    if np.any(np.asarray(node.dilation) != 1) or node.weight.shape[1] != 1:
         return None
-    # Output y reads the kernel's row padding - y: there it lies on the 1.
-    rows, columns = (p - np.arange(n) for p, n in zip(np.broadcast_to(node.padding, (2,)), shape[1:], strict=True))
+    # Output y reads the kernel's row padding - stride y: there it lies on the 1.
+    axes = zip(np.broadcast_to(node.padding, (2,)), np.broadcast_to(node.stride, (2,)), shape[1:], strict=True)
+    rows, columns = (p - s * np.arange(n) for p, s, n in axes)
     kernel = node.weight.shape[2:]
     if any(places.min() < 0 or places.max() >= n for places, n in zip((rows, columns), kernel, strict=True)):
         return None
     return frozen(node.weight[:, 0][:, rows[:, None], columns])
 
 
-def _adds_up(name: str, node: nir.NIRNode, inputs: int) -> bool:
-    """Whether a node only repeats what comes in: the exporter's way to say a sum, or a source that is added twice."""
-    if inputs == 1 and not _COPY.search(name):
+def _adds_up(name: str, node: nir.NIRNode, inputs: int, *, exact: bool) -> bool:
+    """Whether a node only repeats what comes in: the exporter's way to say a sum, or a source that is added twice.
+
+    In a file of exact sums, where one source is a sum's only one, too: weights could not read it.
+    """
+    if inputs == 1 and not exact and not _COPY.search(name):
         return False
     match node:
         case nir.Linear() | nir.Affine():
@@ -124,6 +130,7 @@ class _Reading:
         self.path = path
         self.file = file
         self.metadata = metadata
+        self.exact = "precision" in metadata.extra
         self.layers = {layer.name: layer for layer in metadata.layers}
         self.output = next(name for name, node in file.nodes.items() if isinstance(node, nir.Output))
         self.dialect = self._dialect()
@@ -148,7 +155,7 @@ class _Reading:
             if len(sources) == 1 and sources[0] in ones:
                 found += self._map(name)
                 continue
-            if _adds_up(name, self.file.nodes[name], len(sources)):
+            if _adds_up(name, self.file.nodes[name], len(sources), exact=self.exact):
                 found.append(Add(name=name, inputs=inputs))
                 continue
             if len(sources) > 1:
@@ -170,10 +177,15 @@ class _Reading:
 
     def _pool(self, name: str, node: nir.Conv2d, inputs: tuple[Edge, ...]) -> SumPool2d | None:
         """In a file of exact sums, the pool of whole numbers that a convolution with ones is."""
-        if "precision" not in self.metadata.extra or len(self.sources[name]) != 1:
+        if not self.exact or not self.sources[name]:
             return None
         before, shape = self._shape(self.sources[name][0]), self._shape(name)
         return pool_of(SumPool2d, name, inputs[0], node, before, shape)
+
+    def _is_zero(self, name: str, node: nir.NIRNode) -> bool:
+        """In a file of exact sums, whether a layer stands for the zeros that another reads as whole numbers."""
+        zero = not np.any(node.weight) and not np.any(getattr(node, "bias", 0.0))
+        return self.exact and bool(_ZEROS.search(name)) and zero
 
     def _is_gate(self, name: str) -> bool:
         """Whether a neuron is no layer of the network, but says whether any spike of a window is there."""
@@ -229,6 +241,8 @@ class _Reading:
                 return Input(name=name, shape=spec.shape, temporal=spec.temporal, kind=self.metadata.input_kind)
             case nir.Output():
                 return Readout(name=name, inputs=inputs, mode=self.metadata.readout)
+            case nir.Conv2d() | nir.Affine() | nir.Linear() if self._is_zero(name, node):
+                return Zeros(name=name, shape=self._shape(name))
             case nir.Affine():
                 return Linear(name=name, inputs=inputs, weight=frozen(node.weight), bias=frozen(node.bias))
             case nir.Linear():

@@ -36,7 +36,8 @@ def pool_of(
             name=name, inputs=(source,), kernel=kernel, stride=_pair(count.stride),
             padding=(padding[0] - top, padding[1] - left), ceil_mode=True,
         )  # fmt: skip
-        if np.any(count.bias) or min(pool.padding) < 0:
+        halves = zip(pool.padding, kernel, strict=True)
+        if np.any(count.bias) or min(pool.padding) < 0 or any(2 * p > k for p, k in halves):
             return None
     else:
         return None

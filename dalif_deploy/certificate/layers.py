@@ -53,8 +53,11 @@ def record(found: dict[str, LayerSums], value: Sum, layers: Mapping[str, tuple[s
         known = found.setdefault(layer, LayerSums(form, exponents, 0, inputs_maximum))
         if known.form != form:
             raise Inexact(f"'{layer}' is written as {known.form} and as {form}")
+        values = value.values_of(layer)
+        if any(values[0].shape != others.shape for others, _ in known.values.values()):
+            raise Inexact(f"the parts of '{layer}' differ in their shape")
         known.largest = max(known.largest, largest)
-        known.values[0 if value.part is None else value.part[0]] = value.values_of(layer)
+        known.values[0 if value.part is None else value.part[0]] = values
         known.exponents = [
             a if b is None else b if a is None else max(a, b) for a, b in zip(known.exponents, exponents, strict=True)
         ]

@@ -15,18 +15,21 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
+from typing import Any
 
 import nir
 import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.certificate.layers import LayerSums, record
-from dalif_deploy.certificate.sums import LIMITS, Inexact, Sum, Term, Whole, whole_numbers
+from dalif_deploy.certificate.sums import LIMITS, Inexact, Sum, Term, Whole, constant_term, whole_numbers
 
 SUMMING = ("sinabs", "snntorch")
 """The dialects whose readers compute V = beta H + X, in float32."""
 PARTS = {"high": 0, "low": 1}
 _PART = re.compile(r"(.+)\.(high|low)(_term\d*)?$")
+_DT = 1e-4
+"""Seconds a timestep, in the dialect that has r = tau / dt."""
 
 Found = Whole | Sum
 
@@ -41,6 +44,7 @@ class NirWalk:
         self.layers: dict[str, LayerSums] = {}
         self.findings: list[str] = []
         self._graph = graph
+        self._metadata = metadata
         self._dialect = metadata.get("dialect", "")
         self._maxima = json.loads(metadata.get("maxima", "[]"))
         self._input_maximum = input_maximum
@@ -54,6 +58,10 @@ class NirWalk:
         """Walk through all nodes, each after what it reads."""
         if self._dialect not in SUMMING:
             self.findings.append(f"the dialect {self._dialect!r} is of a reader that does not compute beta H + X")
+        if self._metadata.get("precision", "exact") != "exact":
+            self.findings.append(f"its precision is said to be {self._metadata['precision']}; its readers have float32")
+        if not _takes_whole_numbers(json.loads(self._metadata["encoding"])):
+            self.findings.append("its encoding makes other numbers of codes than they are")
         try:
             order = list(TopologicalSorter(self._sources).static_order())
         except CycleError:
@@ -64,8 +72,13 @@ class NirWalk:
             try:
                 self._values[name] = self._value(name, node)
             except Inexact as problem:
-                self.findings.append(f"'{name}' ({type(node).__name__}): {problem}")
-                self._values[name] = Whole("float32", 1)
+                self._finding(name, str(problem))
+            except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # numbers of odd types and shapes
+                self._finding(name, f"has numbers that no node of its kind has ({error})")
+
+    def _finding(self, name: str, what: str) -> None:
+        self.findings.append(f"'{name}' ({type(self._graph.nodes[name]).__name__}): {' '.join(what.split())}")
+        self._values[name] = Whole("float32", 1)
 
     def _value(self, name: str, node: nir.NIRNode) -> Found:
         match node:
@@ -73,7 +86,7 @@ class NirWalk:
                 return Whole("float32", self._input_maximum)
             case nir.LIF() | nir.IF():
                 self._read(name)
-                if name in self._maxima and not (np.all(node.v_threshold > 0.1) and np.all(node.v_threshold < 0.9)):
+                if name in self._maxima and not self._tells_any(name, node):
                     raise Inexact("does not tell whether any spike of a window is there")
                 return Whole("float32", 1)
             case nir.Output():
@@ -86,6 +99,19 @@ class NirWalk:
                 return self._weighted(name, node)
             case _:
                 raise Inexact("is not known to compute the same everywhere")
+
+    def _tells_any(self, name: str, node: nir.LIF | nir.IF) -> bool:
+        """Whether a neuron fires where a count is above 0, even if it is off by some roundings, and remembers nothing.
+
+        A reader may divide the threshold by the gain r dt / tau.
+        """
+        counts = self._sources[name]
+        alone = len(counts) == 1 and isinstance(self._values[counts[0]], Whole)
+        half = bool(np.all(node.v_threshold > 0.1) and np.all(node.v_threshold < 0.9)) and not np.any(node.v_reset)
+        if isinstance(node, nir.IF):
+            return alone and half
+        gain = np.asarray(node.r) * (_DT / np.asarray(node.tau)) if self._dialect == "snntorch" else np.ones(1)
+        return alone and half and not np.any(node.v_leak) and bool(np.all(np.abs(gain - 1.0) < 1e-9))
 
     def _read(self, name: str) -> Found:
         """What a neuron or the output reads, the sums of which end there."""
@@ -112,7 +138,10 @@ class NirWalk:
         value = self._whole(name)
         if np.any(node.padding):
             raise Inexact("pads, which its readers do not")
-        size = int(np.prod(np.broadcast_to(node.kernel_size, (2,))))
+        kernel = np.broadcast_to(node.kernel_size, (2,))
+        if kernel.dtype.kind != "i" or (kernel < 1).any():
+            raise Inexact(f"has no windows of {node.kernel_size}")
+        size = int(kernel[0]) * int(kernel[1])
         total = Whole(value.dtype, value.maximum * size)
         readers = {target for source, target in self._graph.edges if source == name}
         if readers <= set(self._maxima):  # a threshold of about a half is far from every whole number
@@ -131,6 +160,10 @@ class NirWalk:
             if values is not None and values.dtype != np.float32:
                 raise Inexact(f"holds numbers of type {values.dtype}, which its readers round")
         rank = 4 if isinstance(node, nir.Conv2d) else 2
+        if weight.ndim != rank or not weight.size or (bias is not None and bias.shape != weight.shape[:1]):
+            raise Inexact("has weights and biases that do not fit each other")
+        if isinstance(node, nir.Conv2d) and not _as_inferred(node):
+            raise Inexact("has another output than NIR infers, which takes kernels for square ones")
         part = _PART.match(name)
         if _repeats(node) and any(isinstance(self._values[source], Sum) for source in self._sources[name]):
             read_out = all(isinstance(self._graph.nodes[t], nir.Output) for s, t in self._graph.edges if s == name)
@@ -139,11 +172,12 @@ class NirWalk:
         exponents, whole = whole_numbers(weight.reshape(len(weight), -1))
         layer = part[1] if part is not None and not part[3] else None
         layers = frozenset() if layer is None else frozenset({layer})
-        term = Term(whole, x.maximum, single=_one_place(node))
-        total = Sum("float32", 1, rank, exponents, {layer or name: term}, layers=layers)
+        one = part is not None and layer is None and _one_place(node)  # a map, of which no weights are said elsewhere
+        term = Term(whole, x.maximum, single=one, layer=layer or "", copies={name: 1})
+        total = Sum("float32", 1, rank, exponents, {name: term}, layers=layers)
         if bias is not None and bias.any():
             grid, shifts = whole_numbers(bias.reshape(-1, 1))
-            total = total.plus(Sum("float32", 1, rank, grid, biases={layer or name: shifts}))
+            total = total.plus(Sum("float32", 1, rank, grid, biases={name: constant_term(shifts, name)}))
         total = total.checked()
         if part is None:
             return _counted(total)
@@ -151,6 +185,26 @@ class NirWalk:
             self._inputs[layer] = max(x.maximum, self._inputs.get(layer, 0))
             return replace(total, part=(PARTS[part[2]], len(PARTS)))
         return total
+
+
+def _takes_whole_numbers(encoding: Mapping[str, Any]) -> bool:
+    """Whether a reader is given codes or spikes as they are."""
+    changed = encoding.get("scale", 1.0) != 1.0 or np.any(encoding.get("mean", 0.0))
+    return not changed and bool(np.all(np.asarray(encoding.get("std", 1.0)) == 1.0))
+
+
+def _as_inferred(node: nir.Conv2d) -> bool:
+    """Whether a convolution's output has the size that its type says, as torch computes it."""
+    before, after = ([int(n) for n in kind[1:]] for kind in (node.input_type["input"], node.output_type["output"]))
+    if isinstance(node.padding, str):
+        padding: tuple[int, ...] = (0, 0)
+        if node.padding == "same":
+            return before == after
+    else:
+        padding = tuple(int(p) for p in np.broadcast_to(node.padding, (2,)))
+    stride, dilation = ([int(n) for n in np.broadcast_to(v, (2,))] for v in (node.stride, node.dilation))
+    axes = zip(before, after, node.weight.shape[2:], padding, stride, dilation, strict=True)
+    return all((n + 2 * p - d * (k - 1) - 1) // s + 1 == out for n, out, k, p, s, d in axes)
 
 
 def _repeats(node: nir.Conv2d | nir.Affine | nir.Linear) -> bool:
@@ -205,6 +259,6 @@ def _added(values: list[Found], name: str, *, last: bool = False) -> Found:
 def _as_sum(value: Whole, like: Sum, key: str) -> Sum:
     """Whole numbers that are added to a sum as they are."""
     ones: NDArray[np.int64] = np.ones((like.channels, 1), dtype=np.int64)
-    term = Term(ones, value.maximum, single=True)
+    term = Term(ones, value.maximum, single=True, copies={key: 1})
     zeros = np.zeros(like.channels, dtype=np.int64)
     return Sum(like.dtype, like.axis, like.rank, zeros, {key: term} if value.maximum else {})

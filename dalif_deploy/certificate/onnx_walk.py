@@ -32,6 +32,7 @@ from dalif_deploy.certificate.sums import (
     Term,
     Value,
     Whole,
+    constant_term,
     whole_numbers,
 )
 
@@ -344,7 +345,9 @@ def _add(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:
         exponents, bias = whole_numbers(_by_channel(two.astype(np.float64), like))
         owner = next(name for name in node.input if name in walk._constants)
         key = owner.rpartition(".")[0] if re.search(r"\.bias\d+$", owner) else owner
-        return total.plus(replace(_empty(like), exponents=exponents, biases={key: bias})).checked()
+        return total.plus(
+            replace(_empty(like), exponents=exponents, biases={key: constant_term(bias, owner)})
+        ).checked()
     other = _as_sum(two, like, f"{output}/1")
     if total.part is not None and other.part is not None and total.part != other.part:
         # Two slices: the one addition that may round.
@@ -377,7 +380,7 @@ def _as_sum(value: Value, like: Sum, key: str) -> Sum:
     else:
         raise Inexact("adds something that is no whole number to a sum")
     exponents, weights = whole_numbers(_by_channel(factor, like))
-    return replace(_empty(like), exponents=exponents, terms={key: Term(weights, maximum, single=True)})
+    return replace(_empty(like), exponents=exponents, terms={key: Term(weights, maximum, single=True, copies={key: 1})})
 
 
 def _empty(like: Sum) -> Sum:
@@ -412,10 +415,12 @@ def _weights(walk: Walk, node: Any, x: Whole, weight: Constant, *, rank: int) ->
     name = node.input[1]
     layer = name.rpartition(".")[0]
     layers = frozenset() if name.endswith(".window") else frozenset({layer})
-    found = Sum("float32", 1, rank, exponents, {layer: Term(whole, x.maximum)}, layers=layers)
+    key = f"{layer} of {node.output[0]}"
+    term = Term(whole, x.maximum, layer=layer, copies={name: 1})
+    found = Sum("float32", 1, rank, exponents, {key: term}, layers=layers)
     if len(node.input) > 2 and node.input[2]:
         grid, bias = whole_numbers(walk.constant(node.input[2]).reshape(-1, 1))
-        found = found.plus(Sum("float32", 1, rank, grid, biases={layer: bias}))
+        found = found.plus(Sum("float32", 1, rank, grid, biases={key: constant_term(bias, node.input[2])}))
     if layers:
         walk.read(layer, x.maximum)
     return found.checked()
@@ -436,7 +441,8 @@ def _matmul_integer(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Val
     walk.plane(layer, plane)
     walk.read(layer, x.maximum)
     key = f"{layer} of {node.input[0]}"
-    return Sum("int32", rank - 1, rank, zeros, {key: Term(whole, x.maximum)}, layers=frozenset({layer})).checked()
+    term = Term(whole, x.maximum, layer=layer, copies={plane: 1})
+    return Sum("int32", rank - 1, rank, zeros, {key: term}, layers=frozenset({layer})).checked()
 
 
 def _reduce_sum(walk: Walk, node: Any, attributes: Mapping[str, Any]) -> Value:

@@ -9,6 +9,7 @@ Nothing here is shared with the code that makes certificates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -63,11 +64,33 @@ class Free:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """Whole values up to `maximum` with weights [channels, terms]: all added up or, `single`, one at each place."""
+    """Whole values up to `maximum` with weights [channels, terms]: all added up or, `single`, one at each place.
+
+    `layer`: whose weights they are. `copies`: what is in it, and how often: a sum may be added to itself, and the
+    planes of a layer to each other.
+    """
 
     weights: Integers
     maximum: int
     single: bool = False
+    layer: str = ""
+    copies: Mapping[str, int] = field(default_factory=dict)
+
+    def plus(self, other: Term) -> Term:
+        """Both, of the same values."""
+        if (self.weights.shape, self.maximum, self.single) != (other.weights.shape, other.maximum, other.single):
+            raise Inexact("two sums are added of which one name stands for different weights")
+        copies = {key: self.copies.get(key, 0) + other.copies.get(key, 0) for key in {**self.copies, **other.copies}}
+        return replace(self, weights=self.weights + other.weights, copies=copies)
+
+    def once(self) -> Integers:
+        """The weights as they are added, each time."""
+        return self.weights // math.gcd(*self.copies.values()) if self.copies else self.weights
+
+
+def constant_term(values: Integers, key: str) -> Term:
+    """Biases [channels, places]."""
+    return Term(values, 1, single=True, copies={key: 1})
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +99,8 @@ class Sum:
 
     `axis`: the channels' in the value, which has `rank` axes with the batch; 0 where every place of `places`, the
     feature axes' sizes, counts as a channel of its own, since no layer tells where channels lie. `exponents`:
-    (channels,). `biases`: [channels, places]. `layers`: the layers whose weights are in it. `part`: which of how
+    (channels,). `terms`: by what makes them, so that those of one key are of the same values. `biases`: constants, by
+    the key of their term or by layer. `layers`: the layers whose weights are in it. `part`: which of how
     many slices it is. `complete`: it is what a neuron or the readout reads.
     """
 
@@ -85,7 +109,7 @@ class Sum:
     rank: int
     exponents: Integers
     terms: Mapping[str, Term] = field(default_factory=dict)
-    biases: Mapping[str, Integers] = field(default_factory=dict)
+    biases: Mapping[str, Term] = field(default_factory=dict)
     layers: frozenset[str] = frozenset()
     part: tuple[int, int] | None = None
     places: tuple[int, ...] = ()
@@ -101,27 +125,27 @@ class Sum:
         """For every channel, how far its positive or its negative terms can add up, in units of 2^-exponents."""
         totals = {1: [0] * self.channels, -1: [0] * self.channels}
         for sign, total in totals.items():
-            for term in self.terms.values():
+            for term in (*self.terms.values(), *self.biases.values()):
                 for i, reached in enumerate(_one_sign(term.weights, sign, largest=term.single)):
                     total[i] += reached * term.maximum
-            for bias in self.biases.values():
-                for i, reached in enumerate(_one_sign(bias, sign, largest=True)):
-                    total[i] += reached
         return [max(pair) for pair in zip(*totals.values(), strict=True)]
 
     def zeros(self) -> list[int | None]:
-        """For every channel, how many zero bits all of its weights and biases end in; None where all are 0."""
+        """For every channel, how many zero bits all of its weights and biases end in; None where all are 0.
+
+        What is added twice counts as it is each time: twice a weight ends in a zero bit more, and partial sums do not.
+        """
         found: list[int | None] = []
         bits = np.zeros(self.channels, dtype=np.int64)
-        for array in self.arrays():
-            bits |= np.bitwise_or.reduce(np.abs(array), axis=1)
+        for term in (*self.terms.values(), *self.biases.values()):
+            bits |= np.bitwise_or.reduce(np.abs(term.once()), axis=1)
         for value in bits.tolist():
             found.append((value & -value).bit_length() - 1 if value else None)
         return found
 
     def arrays(self) -> list[Integers]:
         """All whole numbers, [channels, ...] each."""
-        return [*(term.weights for term in self.terms.values()), *self.biases.values()]
+        return [term.weights for term in (*self.terms.values(), *self.biases.values())]
 
     def checked(self) -> Sum:
         """The sum itself, where its type holds it exactly. Raises `Inexact`."""
@@ -156,10 +180,10 @@ class Sum:
         terms = dict(one.terms)
         for key, term in two.terms.items():
             same = terms.get(key)
-            terms[key] = term if same is None else replace(term, weights=same.weights + term.weights)
+            terms[key] = term if same is None else same.plus(term)
         biases = dict(one.biases)
         for key, bias in two.biases.items():
-            biases[key] = biases[key] + bias if key in biases else bias
+            biases[key] = biases[key].plus(bias) if key in biases else bias
         part = self.part if other.part is None else other.part
         return replace(one, terms=terms, biases=biases, layers=self.layers | other.layers, part=part)
 
@@ -167,22 +191,36 @@ class Sum:
         """Every channel multiplied with its own factor, (channels,)."""
         exponents, whole = whole_numbers(factors[:, None])
         terms = {key: replace(term, weights=_multiplied(term.weights, whole)) for key, term in self.terms.items()}
-        biases = {key: _multiplied(bias, whole) for key, bias in self.biases.items()}
+        biases = {key: replace(bias, weights=_multiplied(bias.weights, whole)) for key, bias in self.biases.items()}
         return replace(self, exponents=self.exponents + exponents, terms=terms, biases=biases)
 
     def on(self, grid: Integers) -> Sum:
         """The same on a finer grid."""
         by = grid - self.exponents
         terms = {key: replace(term, weights=_shifted(term.weights, by)) for key, term in self.terms.items()}
-        biases = {key: _shifted(bias, by) for key, bias in self.biases.items()}
+        biases = {key: replace(bias, weights=_shifted(bias.weights, by)) for key, bias in self.biases.items()}
         return replace(self, exponents=grid, terms=terms, biases=biases)
 
     def values_of(self, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """A layer's own weights [channels, terms] and biases (channels,) in the sum."""
-        term = next(term for key, term in self.terms.items() if key == layer or key.startswith(f"{layer} of "))
+        """A layer's own weights [channels, terms] and biases (channels,), however often they are in the sum.
+
+        Raises `Inexact` where different weights are called the layer's.
+        """
         unit: NDArray[np.float64] = np.ldexp(np.ones(self.channels), -self.exponents)
-        bias = self.biases.get(layer)
-        return term.weights * unit[:, None], None if bias is None else bias[:, 0] * unit
+        found = [self._own(key, term) for key, term in self.terms.items() if term.layer == layer]
+        weights, bias = found[0]
+        for others, shift in found[1:]:
+            same = shift is bias is None or (bias is not None and shift is not None and np.array_equal(bias, shift))
+            if not same or not np.array_equal(weights, others):
+                raise Inexact(f"different weights are called those of '{layer}'")
+        return weights * unit[:, None], None if bias is None else bias * unit
+
+    def _own(self, key: str, term: Term) -> tuple[Integers, Integers | None]:
+        """Weights and biases of a term as they are once, in units of 2^-exponents."""
+        if len(set(term.copies.values())) != 1:
+            raise Inexact(f"not all parts of '{term.layer}' are in a sum equally often")
+        bias = self.biases.get(key, self.biases.get(term.layer))
+        return term.once(), None if bias is None else bias.once()[:, 0]
 
     def slices(self, count: int) -> list[Sum]:
         """The channels cut into `count` equal parts."""
@@ -193,7 +231,7 @@ class Sum:
         for i in range(count):
             rows = slice(i * size, (i + 1) * size)
             terms = {key: replace(term, weights=term.weights[rows]) for key, term in self.terms.items()}
-            biases = {key: bias[rows] for key, bias in self.biases.items()}
+            biases = {key: replace(bias, weights=bias.weights[rows]) for key, bias in self.biases.items()}
             found.append(replace(self, exponents=self.exponents[rows], terms=terms, biases=biases, part=(i, count)))
         return found
 

@@ -55,7 +55,7 @@ class ExportedFile:
         return self.metadata.extra.get("precision", "float32")
 
     def _open_exact(self, kind: RuntimeKind, graph: SpikingGraph) -> Runtime:
-        if kind.name != EventsRuntime.name or self.precision not in ("exact", "exact64"):
+        if kind.name != EventsRuntime.name or self.precision not in self.format.precisions:
             raise DalifError(
                 Code.BAD_OPTION,
                 f"--runtime {kind.name}: does not run {self.path}, which is of precision {self.precision!r}; "

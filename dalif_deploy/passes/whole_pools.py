@@ -76,8 +76,7 @@ def _divides_evenly(pool: AvgPool2d, shape: tuple[int, ...]) -> bool:
     """Whether every window is divided by the kernel's size."""
     if pool.whole_windows(shape[1:]):
         return True
-    inside = replace(pool, ceil_mode=False).windows(shape[1:]) == pool.windows(shape[1:])
-    return pool.count_include_pad and inside
+    return pool.count_include_pad and pool.closed_windows(shape[1:]) == pool.windows(shape[1:])
 
 
 def _divided(edge: Edge, sizes: dict[str, int], scales: dict[str, str], nodes: list[Node]) -> Edge:

@@ -437,6 +437,15 @@ def test_the_canonical_form_is_refused_in_one_line(tmp_path: Path) -> None:
     assert line.endswith("give --nir-dialect snntorch or sinabs")
 
 
+def test_it_is_no_model_of_its_own(tmp_path: Path) -> None:
+    path = written(content(("digits", 4)), "sinabs", tmp_path)
+    export_it = ("export", "--to", "onnx", path, "-o", tmp_path / "a.onnx")
+    for arguments in (("verify", path), ("verify", path, path), export_it):
+        line = refused_command(tmp_path, Code.BAD_OPTION, *arguments)
+        assert line.endswith("as MODEL give what it was exported from")
+    assert "a layer with weights is two" in done("inspect", path).err + done("inspect", path).out
+
+
 def test_an_altered_weight_is_found_by_verify(tmp_path: Path) -> None:
     path = written(content(("digits", 4)), "snntorch", tmp_path)
     graph = nir.read(str(path))

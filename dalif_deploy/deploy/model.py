@@ -346,6 +346,12 @@ def _from_nir(path: Path, options: LoadOptions) -> Model:
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
     notes = ["the model is a NIR file: it is its own reference"]
     if open_nir(path)[1].extra.get("precision", "float32") != "float32":
+        if not options.structure_only:
+            raise DalifError(
+                Code.BAD_OPTION,
+                f"{path}: is a file of exact sums, in which a layer with weights is two; it can be run and looked at; "
+                "as MODEL give what it was exported from",
+            )
         notes.append("its sums are exact: a layer with weights is two, <layer>.high and <layer>.low, and counts as two")
     return Model(graph, "step", tuple(notes))
 

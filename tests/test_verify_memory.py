@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dalif_deploy import Data, verify
+from dalif_deploy import Data, load, verify
 from dalif_deploy.deploy import verifying
 from dalif_deploy.equivalence import Outcome
 from dalif_deploy.graph import SpikingGraph
@@ -35,6 +35,28 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     for results in (False, True):
         peak(32, results)  # imports and caches
         assert peak(32 * 8, results) < peak(32 * 2, results) + 300_000
+
+
+def test_a_contradiction_takes_little(tmp_path: Path) -> None:
+    """Of a candidate that is wholly wrong, such as a recording of other data."""
+    shapes = {neuron.name: (4, *load(DIGITS).types[neuron.name].shape) for neuron in load(DIGITS).neurons}
+
+    def peak(samples: int) -> tuple[int, int]:
+        rng, path = np.random.default_rng(0), tmp_path / f"{samples}.npz"
+        spikes = {f"spikes.{name}": rng.random((samples, *shape)) < 0.3 for name, shape in shapes.items()}
+        np.savez(path, logits=np.zeros((samples, 10), np.float32), **spikes)
+        data = Data(np.concatenate([stored_samples(32)] * (samples // 32)), None, "digits")
+        tracemalloc.start()
+        comparison = verify(DIGITS, data=data, runtimes=(), recordings=path).runtimes[0].comparison
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found, len(comparison.origins)
+
+    peak(32)
+    (little, few), (much, many) = peak(32 * 2), peak(32 * 6)
+    assert many - few > 100_000
+    recorded = sum(int(np.prod(shape)) for shape in shapes.values()) * 32 * 4  # which is read as a whole
+    assert much - little < 200 * (many - few) + 2 * recorded
 
 
 def test_the_link_of_folding_is_held_to_float64(monkeypatch: pytest.MonkeyPatch) -> None:

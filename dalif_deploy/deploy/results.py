@@ -24,9 +24,9 @@ from dalif_deploy.archive import Archive, ArchiveWriter
 from dalif_deploy.deploy.data import BATCH, Data, Progress
 from dalif_deploy.deploy.files import check_output, check_suffix, sha256, written_whole
 from dalif_deploy.deploy.model import Model
-from dalif_deploy.equivalence import Comparison, NeuronStepFinding, Verdict
+from dalif_deploy.equivalence import Comparison, Findings, Verdict
+from dalif_deploy.equivalence.findings import COLUMNS
 from dalif_deploy.equivalence.results import (
-    COLUMNS,
     FOLDING,
     FORMAT,
     REFERENCE,
@@ -316,7 +316,7 @@ class Results:
             comparisons = {
                 key: StoredComparison(
                     facts, **findings[key], tally=tallies.get(key), ties_tell=self._ties_tell(key)
-                ).decide(list(self.layers), bound_factor)
+                ).decide(bound_factor)
                 for key, facts in keys_of(self.verdict).items()
             }
             return decided(
@@ -329,16 +329,15 @@ class Results:
         form = self.recordings.get(key)
         return key != FOLDING and (form is None or form.content == "float32")
 
-    def _check_fired(self, origins: Sequence[NeuronStepFinding], recorded: Recording, start: int) -> None:
+    def _check_fired(self, origins: Findings, recorded: Recording, start: int) -> None:
         """Whether the neurons that are said to have contradicted did what is said of them; of one batch."""
         with self._understood():
-            for step in origins:
-                if not start <= step.sample < start + len(recorded.logits):
-                    continue
-                place = int(np.ravel_multi_index(step.index, self.layers[step.layer]))
-                byte = int(recorded.spikes[step.layer].bits[step.sample - start, step.t, place // 8])
-                if bool(byte >> (7 - place % 8) & 1) != step.fired:
-                    raise ValueError(f"a contradiction of layer '{step.layer}' that is not in its spikes")
+            rows = origins.rows[np.isin(origins.rows["sample"], start + np.arange(len(recorded.logits)))]
+            for place, name in enumerate(origins.layers):
+                said = rows[rows["layer"] == place]
+                bits = recorded.spikes[name].bits[said["sample"] - start, said["t"], said["index"] // 8]
+                if ((bits >> (7 - said["index"] % 8) & 1) != said["fired"]).any():
+                    raise ValueError(f"a contradiction of layer '{name}' that is not in its spikes")
 
     def _check_arrays(self) -> None:
         """Whether every array that the text speaks of is there, in the shape that it must have."""

@@ -2,7 +2,8 @@
 
 from dalif_deploy.equivalence.cause import Cause, Explanation, TrajectoryStep
 from dalif_deploy.equivalence.compare import Comparer, Known
-from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, Precision, judge
+from dalif_deploy.equivalence.findings import Findings, NeuronStepFinding
+from dalif_deploy.equivalence.judge import Arithmetic, Judgement, Precision, judge
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference, compare_parameters
 from dalif_deploy.equivalence.replay import NeuronStep, replay, simulate
@@ -20,6 +21,7 @@ __all__ = [
     "Judgement",
     "Known",
     "NeuronStep",
+    "Findings",
     "NeuronStepFinding",
     "Outcome",
     "ParameterDifference",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, get_args
 
-from dalif_deploy.equivalence.judge import NeuronStepFinding
+from dalif_deploy.equivalence.findings import NeuronStepFinding
 
 Keyword = Literal[
     "threshold rule", "reset rule", "shift in time", "missing branch", "missing bias", "flattened in the wrong order",

@@ -17,8 +17,9 @@ import numpy as np
 
 from dalif_deploy.equivalence.cause import Cause, Explanation, TrajectoryStep
 from dalif_deploy.equivalence.evidence import Kept
+from dalif_deploy.equivalence.findings import NeuronStepFinding
 from dalif_deploy.equivalence.hypotheses import hypotheses
-from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding
+from dalif_deploy.equivalence.judge import Arithmetic
 from dalif_deploy.equivalence.layer_replay import Layer, LayerRun
 from dalif_deploy.equivalence.parameters_sought import sought
 from dalif_deploy.equivalence.permutations import permuted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, MutableMapping, Sequence
+from collections.abc import Hashable, MutableMapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from dalif_deploy.equivalence.cause import Cause
 from dalif_deploy.equivalence.causes import find_cause
 from dalif_deploy.equivalence.evidence import Evidence
-from dalif_deploy.equivalence.judge import Arithmetic, Judgement, NeuronStepFinding, judge
+from dalif_deploy.equivalence.findings import Findings, NeuronStepFinding, Shapes
+from dalif_deploy.equivalence.judge import Arithmetic, Judgement, judge
 from dalif_deploy.equivalence.suspicion import settled, suspect
-from dalif_deploy.equivalence.verdict import Comparison, Outcome, outcome_of
+from dalif_deploy.equivalence.verdict import Comparison, Outcome, outcomes_of
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.recording import Recording
@@ -23,8 +24,8 @@ Known = MutableMapping[Hashable, Judgement]
 
 
 class Comparer:
-    """Accumulates the comparison of one candidate; memory grows with what differs or is uncertain, not with the
-    samples.
+    """Accumulates the comparison of one candidate; memory grows with what contradicts or is uncertain, by less than
+    200 bytes each, not with the samples.
 
     `graph`: what the candidate computes, training or folded, whose float64 replay judges it. `reference`: the
     training graph, where that is another. `arithmetic`: how the candidate computes. `ties_tell`: whether ties that all
@@ -46,10 +47,10 @@ class Comparer:
         self._by_outcome = dict.fromkeys(Outcome, 0)
         self._logit_difference = 0.0
         self._logits_beyond: list[int] = []
-        self._origins: list[NeuronStepFinding] = []
-        self._uncertain: list[NeuronStepFinding] = []
+        self._layers: Shapes = {n.name: self.reference.types[n.name].shape for n in self.reference.neurons}
+        self._origins: list[Findings] = []
+        self._uncertain: list[Findings] = []
         self._closest: NeuronStepFinding | None = None
-        self._places = {neuron.name: place for place, neuron in enumerate(self.reference.neurons)}
         self._evidence = Evidence()
 
     def add(
@@ -75,9 +76,10 @@ class Comparer:
         judgement = self._judge(batch, candidate, known, differs=bool(per_sample.any()))
         # A sample without a differing spike is exact, even where the candidate's own graph, not the reference, is
         # of two minds: at a tie of one of them.
-        origins = [step for step in judgement.contradictions if per_sample[step.sample - self._samples]]
-        self._origins.extend(origins)
-        self._uncertain.extend(judgement.uncertain)
+        contradictions = judgement.contradictions.about(self._layers)
+        origins = contradictions.kept(per_sample[contradictions.rows["sample"] - self._samples] > 0)
+        self._origins.append(origins)
+        self._uncertain.append(judgement.uncertain)
         if judgement.closest is not None and (
             self._closest is None or abs(judgement.closest.margin) < abs(self._closest.margin)
         ):
@@ -117,38 +119,31 @@ class Comparer:
             return found
         # Where it fires as its own graph does, and yet not as the reference, the two graphs differ. That its own
         # rounding differs elsewhere in the batch excuses nothing.
-        own = {(step.sample, step.layer, step.t, step.index) for step in found.contradictions}
-        others = [
-            step
-            for step in judged(self.reference).contradictions
-            if (step.sample, step.layer, step.t, step.index) not in own
-        ]
-        return replace(found, contradictions=(*found.contradictions, *others)) if others else found
+        own = found.contradictions.about(self._layers)
+        others = judged(self.reference).contradictions.about(self._layers)
+        timesteps = self.reference.timesteps
+        others = others.kept(~np.isin(others.places(timesteps), own.places(timesteps)))
+        return replace(found, contradictions=Findings.joined(self._layers, [own, others]))
 
     def _decide_samples(
-        self, differing: NDArray[np.int64], origins: Sequence[NeuronStepFinding], certified: NDArray[np.bool_],
-        beyond: NDArray[np.bool_],
-    ) -> None:  # fmt: skip
-        contradicted = {origin.sample - self._samples for origin in origins}
-        if not contradicted.issuperset(np.flatnonzero(differing).tolist()):
+        self, differing: NDArray[np.int64], origins: Findings, certified: NDArray[np.bool_], beyond: NDArray[np.bool_]
+    ) -> None:
+        rows = origins.rows["sample"] - self._samples
+        if not np.isin(np.flatnonzero(differing), rows).all():
             raise DalifError(Code.FAULT, f"runtime {self.name}: spikes differ, but no neuron contradicts the model")
         outcomes = np.where(differing > 0, Outcome.ROUNDING, Outcome.EXACT)
-        for origin in origins:
-            place = origin.sample - self._samples
-            outcomes[place] = max(outcomes[place], outcome_of(origin))
+        np.maximum.at(outcomes, rows, outcomes_of(origins))
         outcomes[beyond] = Outcome.DIVERGENT
         for outcome in Outcome:
             self._by_outcome[outcome] += int(np.count_nonzero(outcomes == outcome))
         self._certified += int(np.count_nonzero(certified & (outcomes == Outcome.EXACT)))
 
-    def _earliest(self, origins: Sequence[NeuronStepFinding], samples: int) -> list[int]:
+    def _earliest(self, origins: Findings, samples: int) -> list[int]:
         """By sample, the place of the first layer that contradicts beyond rounding; behind all layers where none."""
-        places = [len(self._places)] * samples
-        for origin in origins:
-            if not origin.within_bound:
-                row = origin.sample - self._samples
-                places[row] = min(places[row], self._places[origin.layer])
-        return places
+        places = np.full(samples, len(self._layers))
+        rows = origins.kept(~origins.within_bound).rows
+        np.minimum.at(places, rows["sample"] - self._samples, rows["layer"])
+        return [int(place) for place in places]
 
     def _compare_logits(self, reference: NDArray[np.floating], candidate: NDArray[np.floating]) -> None:
         gap = np.abs(candidate.astype(np.float64) - reference)
@@ -159,19 +154,17 @@ class Comparer:
 
     def cause(self) -> Cause | None:
         """Why the candidate diverges, from some of the samples; None where no neuron contradicts beyond rounding."""
-        if all(origin.within_bound for origin in self._origins):
+        if all(origins.within_bound.all() for origins in self._origins):
             return None
         graphs = [self.graph] if self.graph is self.reference else [self.graph, self.reference]
         return find_cause(graphs, self._evidence.kept(), self.arithmetic)
 
     def result(self) -> Comparison:
         """What all batches together amount to."""
-
-        def order(found: NeuronStepFinding) -> tuple[object, ...]:
-            return (found.within_bound, found.t, self._places[found.layer], found.sample, found.index)
-
+        origins, uncertain = (Findings.joined(self._layers, found) for found in (self._origins, self._uncertain))
+        self._origins, self._uncertain = [origins], [uncertain]  # so that they are held once
         outcome = max((outcome for outcome, count in self._by_outcome.items() if count), default=Outcome.EXACT)
-        suspected = suspect(self._origins, self._uncertain) if self._ties_tell else None
+        suspected = suspect(origins, uncertain) if self._ties_tell else None
         return Comparison(
             name=self.name,
             outcome=settled(outcome, suspected),
@@ -179,8 +172,8 @@ class Comparer:
             spikes_compared=self._compared,
             spikes_differing=self._differing,
             samples_differing=self._samples_differing,
-            origins=tuple(sorted(self._origins, key=order)),
-            uncertain=tuple(sorted(self._uncertain, key=order)),
+            origins=origins.ordered(),
+            uncertain=uncertain.ordered(),
             certified_samples=self._certified,
             samples_by_outcome=dict(self._by_outcome),
             closest=self._closest,

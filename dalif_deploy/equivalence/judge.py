@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dalif_deploy.equivalence.exact_steps import ExactSteps
+from dalif_deploy.equivalence.findings import ROW, Findings, NeuronStepFinding, Shapes, within
 from dalif_deploy.equivalence.membrane import U64, Update
 from dalif_deploy.equivalence.replay import NeuronStep, replay
 from dalif_deploy.equivalence.rounding import Grids, Pools, U
@@ -81,44 +82,6 @@ class Arithmetic:
         return graph.input_spec.input_rounding(batch) / self.share if self.codes else np.zeros(batch.shape)
 
 
-@dataclass(frozen=True)
-class NeuronStepFinding:
-    """One neuron-step that rounding can decide either way, or that a candidate decided wrongly.
-
-    `sample`: index in the data. `index`: the neuron's place in its layer. `fired`: what the candidate did.
-    `potential`, `threshold`, `margin` (potential - threshold) and `bound` are in the trained model's units.
-    `proved`: False where the bound is infinite: none is derived for a node kind before this layer, or the
-    precision may overflow.
-    """
-
-    sample: int
-    layer: str
-    t: int
-    index: tuple[int, ...]
-    fired: bool
-    potential: float
-    threshold: float
-    margin: float
-    bound: float
-    proved: bool = True
-
-    @property
-    def within_bound(self) -> bool:
-        """Whether rounding can explain it. With a bound of 0 nothing rounds, so that it cannot explain a tie either."""
-        return bool(within(self.margin, self.bound))
-
-    @property
-    def in_words(self) -> str:
-        """Its margin, and where it is."""
-        place = f"in layer '{self.layer}', step {self.t}, neuron {list(self.index)} of sample {self.sample}"
-        return f"{self.margin:.3g} {place}"
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain types only; an infinite bound is null."""
-        bound = self.bound if np.isfinite(self.bound) else None
-        return {**vars(self), "index": list(self.index), "bound": bound, "within_bound": self.within_bound}
-
-
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """What judging one batch found.
@@ -130,8 +93,8 @@ class Judgement:
     timestep, then layer.
     """
 
-    contradictions: tuple[NeuronStepFinding, ...]
-    uncertain: tuple[NeuronStepFinding, ...]
+    contradictions: Findings
+    uncertain: Findings
     certified: NDArray[np.bool_]
     closest: NeuronStepFinding | None
     logits: NDArray[np.float64]
@@ -152,7 +115,7 @@ def judge(
     batch's first sample. Raises as `replay`.
     """
     share = arithmetic.share
-    visitor = _Judging(spikes, share, arithmetic.exact_steps(graph, batch), first_sample, len(batch))
+    visitor = _Judging(graph, spikes, share, arithmetic.exact_steps(graph, batch), first_sample, len(batch))
     answers: list[tuple[NDArray[np.float64], NDArray[np.floating]]] = []
 
     def answer(logits: NDArray[np.float64], error: NDArray[np.floating] | None) -> None:
@@ -163,14 +126,10 @@ def judge(
         graph, batch, visitor, history=spikes, update=arithmetic.update, grids=arithmetic.grids,
         unit=arithmetic.unit, pools=arithmetic.pools, answer=answer, input_error=arithmetic.input_error(graph, batch),
     )  # fmt: skip
-    return Judgement(
-        tuple(visitor.contradictions), tuple(visitor.uncertain), visitor.certified, visitor.closest, *answers[0]
+    contradictions, uncertain = (
+        Findings.joined(visitor.layers, found) for found in (visitor.contradictions, visitor.uncertain)
     )
-
-
-def within(margin: Values | float, bound: Values | float) -> NDArray[np.bool_]:
-    """Where rounding can take a margin over the threshold. NaN is nowhere within."""
-    return np.asarray((np.abs(margin) <= bound) & (np.asarray(bound) > 0.0))
+    return Judgement(contradictions, uncertain, visitor.certified, visitor.closest, *answers[0])
 
 
 def judged_bound(step: NeuronStep, exact: ExactSteps, fired: NDArray[np.bool_], share: float) -> Values:
@@ -183,14 +142,17 @@ def judged_bound(step: NeuronStep, exact: ExactSteps, fired: NDArray[np.bool_], 
 
 class _Judging:
     def __init__(
-        self, spikes: Mapping[str, SpikeTrain], share: float, exact: ExactSteps, first_sample: int, samples: int
-    ) -> None:
+        self, graph: SpikingGraph, spikes: Mapping[str, SpikeTrain], share: float, exact: ExactSteps, first_sample: int,
+        samples: int,
+    ) -> None:  # fmt: skip
+        self.layers: Shapes = {neuron.name: graph.types[neuron.name].shape for neuron in graph.neurons}
+        self.places = {name: place for place, name in enumerate(self.layers)}
         self.spikes = spikes
         self.share = share
         self.exact = exact
         self.first_sample = first_sample
-        self.contradictions: list[NeuronStepFinding] = []
-        self.uncertain: list[NeuronStepFinding] = []
+        self.contradictions: list[Findings] = []
+        self.uncertain: list[Findings] = []
         self.certified = np.ones(samples, np.bool_)
         self.closest: NeuronStepFinding | None = None
 
@@ -199,31 +161,31 @@ class _Judging:
         margin = step.compared - step.neuron.v_threshold
         distance = np.abs(margin)
         bound = judged_bound(step, self.exact, fired, self.share)
-        for place in map(tuple, np.argwhere(fired != step.fires)):
-            self.contradictions.append(self._finding(step, place, fired, margin, bound))
-        for place in map(tuple, np.argwhere(within(margin, bound))):
-            self.uncertain.append(self._finding(step, place, fired, margin, bound))
-            self.certified[place[0]] = False
-        place = np.unravel_index(int(np.argmin(distance * np.abs(step.neuron.potential_scale))), distance.shape)
-        nearest = self._finding(step, place, fired, margin, bound)
-        if self.closest is None or abs(nearest.margin) < abs(self.closest.margin):
-            self.closest = nearest
+        uncertain = np.nonzero(within(margin, bound))
+        self.contradictions.append(self._findings(step, np.nonzero(fired != step.fires), fired, margin, bound))
+        self.uncertain.append(self._findings(step, uncertain, fired, margin, bound))
+        self.certified[uncertain[0]] = False
+        nearest = np.argmin(distance * np.abs(step.neuron.potential_scale), keepdims=True).reshape(1)
+        closest = self._findings(step, np.unravel_index(nearest, distance.shape), fired, margin, bound)[0]
+        if self.closest is None or abs(closest.margin) < abs(self.closest.margin):
+            self.closest = closest
 
-    def _finding(
-        self, step: NeuronStep, place: tuple[Any, ...], fired: NDArray[np.bool_], margin: NDArray[np.floating],
-        bound: NDArray[np.floating],
-    ) -> NeuronStepFinding:  # fmt: skip
+    def _findings(
+        self, step: NeuronStep, places: tuple[NDArray[np.intp], ...], fired: NDArray[np.bool_],
+        margin: NDArray[np.floating], bound: NDArray[np.floating],
+    ) -> Findings:  # fmt: skip
+        """Some neuron-steps of one layer and timestep; `places`: their indices, sample first."""
         neuron = step.neuron
-        unit = float(np.broadcast_to(neuron.potential_scale, margin.shape)[place])
-        return NeuronStepFinding(
-            sample=self.first_sample + int(place[0]),
-            layer=neuron.name,
-            t=step.t,
-            index=tuple(int(i) for i in place[1:]),
-            fired=bool(fired[place]),
-            potential=unit * float(step.compared[place]),
-            threshold=unit * float(np.broadcast_to(neuron.v_threshold, margin.shape)[place]),
-            margin=unit * float(margin[place]),
-            bound=abs(unit) * float(bound[place]),
-            proved=step.proved and bool(np.isfinite(bound[place])),
-        )
+        unit = np.broadcast_to(neuron.potential_scale, margin.shape)[places]
+        rows = np.zeros(len(places[0]), ROW)
+        rows["sample"] = self.first_sample + places[0]
+        rows["layer"] = self.places[neuron.name]
+        rows["t"] = step.t
+        rows["index"] = np.ravel_multi_index(places[1:], margin.shape[1:])
+        rows["fired"] = fired[places]
+        rows["potential"] = unit * step.compared[places]
+        rows["threshold"] = unit * np.broadcast_to(neuron.v_threshold, margin.shape)[places]
+        rows["margin"] = unit * margin[places]
+        rows["bound"] = np.abs(unit) * bound[places]
+        rows["proved"] = step.proved & np.isfinite(bound[places])
+        return Findings(self.layers, rows)

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from dalif_deploy.equivalence.judge import Arithmetic, judged_bound, within
+from dalif_deploy.equivalence.findings import within
+from dalif_deploy.equivalence.judge import Arithmetic, judged_bound
 from dalif_deploy.equivalence.replay import NeuronStep, Replay, Tracked
 from dalif_deploy.graph import SpikingGraph
 from dalif_deploy.nodes import Array, Neuron, Node

@@ -8,7 +8,7 @@ exact, rounding or divergent is decided from these again, whenever it is asked f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from dalif_deploy.contents import ContentDifference
 from dalif_deploy.equivalence.cause import Cause
-from dalif_deploy.equivalence.judge import Arithmetic, NeuronStepFinding, Precision
+from dalif_deploy.equivalence.findings import COLUMNS, ROW, Findings, NeuronStepFinding, Shapes
+from dalif_deploy.equivalence.judge import Arithmetic, Precision
 from dalif_deploy.equivalence.membrane import Update
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.equivalence.rounding import Grids, Pools
@@ -28,7 +29,7 @@ from dalif_deploy.equivalence.verdict import (
     Outcome,
     RuntimeComparison,
     Verdict,
-    outcome_of,
+    outcomes_of,
     worst,
 )
 from dalif_deploy.nodes import frozen
@@ -39,8 +40,6 @@ VERSION = 1
 REFERENCE = "reference"
 FOLDING = "links.folding"
 MODULE = "links.module"
-Shapes = Mapping[str, tuple[int, ...]]
-"""The neuron layers in topological order, and their shapes without batch and time."""
 
 
 def runtime_key(place: int) -> str:
@@ -89,43 +88,29 @@ class Form:
         return form
 
 
-# The columns of findings, and their types. `layer` and `index` are numbers: the layer's place, and the neuron's in C
-# order.
-COLUMNS: Mapping[str, str] = {
-    "sample": "<i8", "layer": "<i4", "t": "<i4", "index": "<i8", "fired": "|b1", "potential": "<f8",
-    "threshold": "<f8", "margin": "<f8", "bound": "<f8", "proved": "|b1",
-}  # fmt: skip
-
-
-def to_columns(findings: Sequence[NeuronStepFinding], layers: Shapes) -> dict[str, NDArray[Any]]:
+def to_columns(findings: Findings, layers: Shapes) -> dict[str, NDArray[Any]]:
     """Findings as arrays of one length, by column."""
-    place = {name: number for number, name in enumerate(layers)}
-    rows = [
-        {**vars(f), "layer": place[f.layer], "index": int(np.ravel_multi_index(f.index, layers[f.layer]))}
-        for f in findings
-    ]
-    return {column: np.array([row[column] for row in rows], np.dtype(dtype)) for column, dtype in COLUMNS.items()}
+    rows = findings.about(layers).rows
+    return {column: np.ascontiguousarray(rows[column]) for column in COLUMNS}
 
 
-def from_columns(columns: Mapping[str, NDArray[Any]], layers: Shapes, samples: int) -> tuple[NeuronStepFinding, ...]:
-    """The inverse of `to_columns`. Raises ValueError, IndexError or KeyError for columns that are none."""
-    names = list(layers)
+def from_columns(columns: Mapping[str, NDArray[Any]], layers: Shapes, samples: int) -> Findings:
+    """The inverse of `to_columns`. Raises ValueError or KeyError for columns that are none."""
     lengths = {len(columns[column]) for column in COLUMNS}
-    if len(lengths) > 1 or any(
-        columns[c].dtype != np.dtype(dtype) or columns[c].ndim != 1 for c, dtype in COLUMNS.items()
-    ):
+    if len(lengths) > 1 or any(columns[c].dtype != ROW[c] or columns[c].ndim != 1 for c in COLUMNS):
         raise ValueError("columns of other types or lengths")
-    found = []
-    for row in zip(*(columns[column].tolist() for column in COLUMNS), strict=True):
-        entry: dict[str, Any] = dict(zip(COLUMNS, row, strict=True))
-        if not (0 <= entry["sample"] < samples and entry["layer"] >= 0 and entry["bound"] >= 0.0):
-            raise ValueError("a finding out of range")
-        if not all(math.isfinite(entry[number]) for number in ("potential", "threshold", "margin")):
-            raise ValueError("a finding that is no number")
-        entry["layer"] = names[entry["layer"]]
-        entry["index"] = tuple(int(i) for i in np.unravel_index(entry["index"], layers[entry["layer"]]))
-        found.append(NeuronStepFinding(**entry))
-    return tuple(found)
+    rows = np.zeros(lengths.pop(), ROW)
+    for column in COLUMNS:
+        rows[column] = columns[column]
+    within = (rows["sample"] >= 0) & (rows["sample"] < samples) & (rows["layer"] >= 0) & (rows["layer"] < len(layers))
+    if not within.all() or not (rows["bound"] >= 0.0).all():
+        raise ValueError("a finding out of range")
+    sizes = np.array([math.prod(shape) for shape in layers.values()], np.int64)[rows["layer"]]
+    if not ((rows["index"] >= 0) & (rows["index"] < sizes)).all():
+        raise ValueError("a finding of a neuron that is none")
+    if not all(np.isfinite(rows[number]).all() for number in ("potential", "threshold", "margin")):
+        raise ValueError("a finding that is no number")
+    return Findings(layers, rows)
 
 
 def without_findings(verdict: Verdict) -> dict[str, Any]:
@@ -176,25 +161,26 @@ class StoredComparison:
     `Comparer`."""
 
     facts: Mapping[str, Any]
-    origins: tuple[NeuronStepFinding, ...]
-    uncertain: tuple[NeuronStepFinding, ...]
+    origins: Findings
+    uncertain: Findings
     logits_beyond: tuple[int, ...]
     tally: Tally | None
     ties_tell: bool = True
 
-    def decide(self, layers: Sequence[str], bound_factor: float) -> Comparison:
-        """The comparison, decided again. `layers`: in topological order. `bound_factor`: what the bounds are
+    def decide(self, bound_factor: float) -> Comparison:
+        """The comparison, decided again. `bound_factor`: what the bounds are
         multiplied by, at most 1, since no neuron-step further from its threshold than the bounds is stored.
 
         Raises ValueError where the spikes and the findings do not belong together, KeyError or TypeError where facts
         are missing.
         """
-        origins = [_with_bound(origin, bound_factor) for origin in self.origins]
-        uncertain = [_with_bound(step, bound_factor) for step in self.uncertain]
-        uncertain = [step for step in uncertain if step.within_bound]
-        outcomes: dict[int, Outcome] = {}
-        for origin in origins:
-            outcomes[origin.sample] = max(outcomes.get(origin.sample, Outcome.EXACT), outcome_of(origin))
+        origins = self.origins.with_bounds_times(bound_factor)
+        uncertain = self.uncertain.with_bounds_times(bound_factor)
+        uncertain = uncertain.kept(uncertain.within_bound)
+        samples, places = np.unique(origins.rows["sample"], return_inverse=True)
+        found = np.zeros(len(samples), np.int64)
+        np.maximum.at(found, places, outcomes_of(origins))
+        outcomes = {int(sample): Outcome(int(outcome)) for sample, outcome in zip(samples, found, strict=True)}
         tally = _tally_of(self.facts, outcomes) if self.tally is None else self.tally
         if outcomes.keys() != tally.differing.keys():
             sample = min(outcomes.keys() ^ tally.differing.keys())
@@ -205,7 +191,6 @@ class StoredComparison:
         outcomes.update(dict.fromkeys(self.logits_beyond, Outcome.DIVERGENT))
         by_outcome = {outcome: sum(found == outcome for found in outcomes.values()) for outcome in Outcome}
         by_outcome[Outcome.EXACT] = tally.samples - len(outcomes)
-        place = {name: number for number, name in enumerate(layers)}
         suspected = suspect(origins, uncertain) if self.ties_tell else None
         return Comparison(
             name=self.facts["name"],
@@ -214,9 +199,9 @@ class StoredComparison:
             spikes_compared=tally.compared,
             spikes_differing=sum(tally.differing.values()),
             samples_differing=len(tally.differing),
-            origins=tuple(sorted(origins, key=lambda o: (o.within_bound, o.t, place[o.layer], o.sample, o.index))),
-            uncertain=tuple(uncertain),
-            certified_samples=tally.samples - len(outcomes.keys() | {step.sample for step in uncertain}),
+            origins=origins.ordered(),
+            uncertain=uncertain,
+            certified_samples=tally.samples - len(outcomes.keys() | set(uncertain.rows["sample"].tolist())),
             samples_by_outcome=by_outcome,
             closest=None if self.facts["closest"] is None else _finding(self.facts["closest"], bound_factor),
             max_logit_difference=tally.logit_difference,

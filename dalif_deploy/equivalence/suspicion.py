@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from dalif_deploy.equivalence.judge import NeuronStepFinding
+from dalif_deploy.equivalence.findings import NeuronStepFinding
 from dalif_deploy.equivalence.verdict import Outcome
 
 Suspect = Literal["threshold rule"]

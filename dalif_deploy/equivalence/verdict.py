@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dalif_deploy.contents import ContentDifference
 from dalif_deploy.equivalence.cause import Cause
-from dalif_deploy.equivalence.judge import NeuronStepFinding
+from dalif_deploy.equivalence.findings import Findings, NeuronStepFinding
 from dalif_deploy.equivalence.parameters import ParameterDifference
 from dalif_deploy.equivalence.schema import SCHEMA_VERSION
 from dalif_deploy.nodes import Array
@@ -53,8 +56,8 @@ class Comparison:
     spikes_compared: int
     spikes_differing: int
     samples_differing: int
-    origins: tuple[NeuronStepFinding, ...]
-    uncertain: tuple[NeuronStepFinding, ...]
+    origins: Findings
+    uncertain: Findings
     certified_samples: int
     samples_by_outcome: Mapping[Outcome, int]
     closest: NeuronStepFinding | None
@@ -213,8 +216,7 @@ def worst(outcomes: Iterable[Outcome]) -> Outcome:
     return max(outcomes, default=Outcome.EXACT)
 
 
-def outcome_of(origin: NeuronStepFinding) -> Outcome:
-    """What one contradiction amounts to."""
-    if not origin.within_bound:
-        return Outcome.DIVERGENT
-    return Outcome.ROUNDING if origin.proved else Outcome.UNPROVED
+def outcomes_of(origins: Findings) -> NDArray[np.int64]:
+    """What each contradiction amounts to, as the numbers of `Outcome`."""
+    near = np.where(origins.rows["proved"], int(Outcome.ROUNDING), int(Outcome.UNPROVED))
+    return np.where(origins.within_bound, near, int(Outcome.DIVERGENT))

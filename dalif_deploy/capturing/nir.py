@@ -9,7 +9,6 @@ otherwise the array counts, so that a changed file is read as what it has become
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import nir
 import numpy as np
 
-from dalif_deploy.capturing.nir_pools import ANY, pool_of
+from dalif_deploy.capturing.nir_stand_ins import ANY, ZEROS, adds_up, is_one, map_of, pool_of
 from dalif_deploy.dialects import CANONICAL, DIALECTS, DT, Dialect
 from dalif_deploy.errors import Code, DalifError
 from dalif_deploy.graph import SpikingGraph
@@ -43,13 +42,6 @@ from dalif_deploy.nodes import (
     Zeros,
     frozen,
 )
-
-_COPY = re.compile(r"\.copy\d+$")
-"""What the exporter calls a node that repeats another."""
-_ZEROS = re.compile(r"\.zeros\d*$")
-"""What it calls a node that always gives zeros."""
-_ONE = ".one"
-"""How it calls the node that always gives 1, of which maps are made."""
 
 
 def read_nir(path: str | Path) -> SpikingGraph:
@@ -79,50 +71,6 @@ def read_nir(path: str | Path) -> SpikingGraph:
     return graph
 
 
-def _is_one(name: str, node: nir.NIRNode) -> bool:
-    """Whether a node is a map of one place that is always 1."""
-    if not isinstance(node, nir.Conv2d) or not name.endswith(_ONE) or np.any(node.weight):
-        return False
-    shape = [int(n) for n in np.ravel((node.output_type or {}).get("output", ()))]
-    return shape == [1, 1, 1] and np.array_equal(node.bias, [1.0])
-
-
-def _map_of(node: nir.NIRNode, shape: tuple[int, ...]) -> Array | None:
-    """What a convolution makes of a single 1, (channels, height, width); None for another node."""
-    if not isinstance(node, nir.Conv2d) or isinstance(node.padding, str) or np.any(node.bias):
-        return None
-    if np.any(np.asarray(node.dilation) != 1) or node.weight.shape[1] != 1:
-        return None
-    # Output y reads the kernel's row padding - stride y: there it lies on the 1.
-    axes = zip(np.broadcast_to(node.padding, (2,)), np.broadcast_to(node.stride, (2,)), shape[1:], strict=True)
-    rows, columns = (p - s * np.arange(n) for p, s, n in axes)
-    kernel = node.weight.shape[2:]
-    if any(places.min() < 0 or places.max() >= n for places, n in zip((rows, columns), kernel, strict=True)):
-        return None
-    return frozen(node.weight[:, 0][:, rows[:, None], columns])
-
-
-def _adds_up(name: str, node: nir.NIRNode, inputs: int, *, exact: bool) -> bool:
-    """Whether a node only repeats what comes in: the exporter's way to say a sum, or a source that is added twice.
-
-    In a file of exact sums, where one source is a sum's only one, too: weights could not read it.
-    """
-    if inputs == 1 and not exact and not _COPY.search(name):
-        return False
-    match node:
-        case nir.Linear() | nir.Affine():
-            weight = node.weight
-        case nir.Conv2d():
-            if (node.weight.shape[2:], node.groups) != ((1, 1), 1) or np.any(np.asarray(node.stride) != 1):
-                return False
-            if isinstance(node.padding, str) or np.any(node.padding):
-                return False
-            weight = node.weight[:, :, 0, 0]
-        case _:
-            return False
-    return np.array_equal(weight, np.eye(len(weight))) and not np.any(getattr(node, "bias", 0.0))
-
-
 class _Reading:
     """One file on its way into a graph."""
 
@@ -143,7 +91,7 @@ class _Reading:
         """The graph's nodes. HDF5 sorts names; the order of the edges is the one that was written."""
         order = dict.fromkeys(target for _, target in self.file.edges)
         counts = {source for name in self.file.nodes if self._is_gate(name) for source in self.sources[name]}
-        ones = {name for name, node in self.file.nodes.items() if _is_one(name, node)}
+        ones = {name for name, node in self.file.nodes.items() if is_one(name, node)}
         found: list[Node] = []
         for name in [*(name for name in self.file.nodes if name not in order), *order]:
             if name in counts:  # part of a maximum, which is read with its neuron
@@ -155,7 +103,7 @@ class _Reading:
             if len(sources) == 1 and sources[0] in ones:
                 found += self._map(name)
                 continue
-            if _adds_up(name, self.file.nodes[name], len(sources), exact=self.exact):
+            if adds_up(name, self.file.nodes[name], len(sources), exact=self.exact):
                 found.append(Add(name=name, inputs=inputs))
                 continue
             if len(sources) > 1:
@@ -169,7 +117,7 @@ class _Reading:
 
     def _map(self, name: str) -> list[Node]:
         """A convolution of a single 1 as what it stands for: a map that is there at every timestep."""
-        values = _map_of(self.file.nodes[name], self._shape(name))
+        values = map_of(self.file.nodes[name], self._shape(name))
         if values is None:
             raise self._damaged(f"node '{name}' reads a single 1, and is no map")
         zeros = Zeros(name=f"{name}.zeros", shape=values.shape)
@@ -185,7 +133,7 @@ class _Reading:
     def _is_zero(self, name: str, node: nir.NIRNode) -> bool:
         """In a file of exact sums, whether a layer stands for the zeros that another reads as whole numbers."""
         zero = not np.any(node.weight) and not np.any(getattr(node, "bias", 0.0))
-        return self.exact and bool(_ZEROS.search(name)) and zero
+        return self.exact and bool(ZEROS.search(name)) and zero
 
     def _is_gate(self, name: str) -> bool:
         """Whether a neuron is no layer of the network, but says whether any spike of a window is there."""

@@ -253,7 +253,10 @@ class _Folding:
 
     def _require_per_channel(self, node: Node, *values: Array) -> None:
         if any(math.prod(array.shape[1:]) != 1 for array in values):
-            raise _refuse(node, "reads an input that is scaled place by place; a scale for each channel is needed")
+            raise _refuse(
+                node, "reads an input that is scaled place by place, as averages over windows that are not whole are; "
+                "a scale for each channel is needed: pool without padding and ceil_mode",
+            )  # fmt: skip
 
     def _new_name(self, wanted: str) -> str:
         name, number = wanted, 2

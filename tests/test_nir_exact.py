@@ -48,6 +48,7 @@ from dalif_deploy.nodes import (
 from dalif_deploy.passes.snap import snap
 from dalif_deploy.recording import Recording
 from dalif_deploy.runtimes.events import EventsRuntime
+from dalif_deploy.runtimes.nir_file import NirSimulator
 from dalif_deploy.runtimes.onnxruntime import OPTIMIZATIONS, OnnxRuntime
 from dalif_deploy.runtimes.registry import runtime_kind
 from dalif_deploy.runtimes.sinabs import SinabsRuntime
@@ -55,7 +56,7 @@ from dalif_deploy.runtimes.snntorch import SnnTorchRuntime
 from tests.commands import DIGITS, done
 from tests.commands import refused as refused_command
 from tests.test_exact_arithmetic import MAKERS, folded
-from tests.test_exact_files import SAMPLES
+from tests.test_exact_files import SAMPLES, watched
 from tests.test_proof_levels import _example_scripts, differing, trained
 from tests.test_snap import random_graph
 
@@ -107,6 +108,37 @@ def test_simulators_agree_in_every_bit(case: Case, dialect: str, tmp_path: Path)
     one_by_one = Recording.joined([runtime.run(batch[i : i + 1]) for i in range(2)])
     assert_same_bits(one_by_one, definition(case).part(0, 2))
     assert check_certificate(path).holds
+
+
+@pytest.mark.parametrize(("dialect", "held"), [("snntorch", "mem"), ("sinabs", "v_mem")])
+@pytest.mark.parametrize("case", [("digits", 16), ("resnet20_digits", 4)], ids=str)
+def test_potentials_of_simulators_agree_in_every_bit(
+    case: Case, dialect: str, held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H, what a neuron holds after the reset: V where it did not fire. `held`: what the simulator calls it."""
+    modules: dict[str, Any] = {}
+    original = NirSimulator.__init__
+
+    def kept(self: NirSimulator, file: Any, made: dict[str, Any], *rest: Any, **options: Any) -> None:
+        modules.update(made)
+        original(self, file, made, *rest, **options)
+
+    monkeypatch.setattr(NirSimulator, "__init__", kept)
+    runtime = RUNTIMES[dialect](written(content(case), dialect, tmp_path))
+    graph, batch = content(case).graph, trained(*case).data[:4]
+    seen: dict[str, list[NDArray[Any]]] = {neuron.name: [] for neuron in graph.neurons}
+    for name, found in seen.items():
+        modules[name].register_forward_hook(
+            lambda module, _inputs, _output, found=found: found.append(getattr(module, held).detach().numpy().copy())
+        )
+    fired = runtime.run(batch).spikes
+    recording, potentials = watched(EventsRuntime, graph, batch, arithmetic="exact")
+    for name, potential in potentials.items():
+        expected = np.where(recording.spikes[name].unpack(), np.float32(0.0), potential)
+        values = np.stack(seen[name], axis=1).reshape(expected.shape)
+        assert values.dtype == np.float32
+        assert fired[name].count() == recording.spikes[name].count() > 0
+        assert (values == expected).all(), name
 
 
 @pytest.mark.parametrize("case", SAMPLES, ids=str)

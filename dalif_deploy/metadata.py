@@ -66,6 +66,11 @@ class FileMetadata:
     fold_log: tuple[str, ...] = ()
     extra: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def precision(self) -> str:
+        """The file's precision; "float32" where it says none, else of which exact sums it is."""
+        return self.extra.get("precision", "float32")
+
     @classmethod
     def of(cls, graph: SpikingGraph, **extra: str) -> Self:
         """The metadata of a folded graph."""

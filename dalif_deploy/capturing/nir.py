@@ -52,7 +52,11 @@ def read_nir(path: str | Path) -> SpikingGraph:
     `DalifError`: FILE_MISSING, FILE_DAMAGED, FOREIGN_FILE as `open_nir` does, UNSUPPORTED_LAYER for a node
     kind that the canonical form does not have, and NOT_FINITE.
     """
-    file, metadata = open_nir(path)
+    return graph_of(path, *open_nir(path))
+
+
+def graph_of(path: str | Path, file: nir.NIRGraph, metadata: FileMetadata) -> SpikingGraph:
+    """`read_nir` of a file that is open: what `open_nir` gave of it. `path`: for errors."""
     reading = _Reading(str(path), file, metadata)
     nodes = reading.nodes()
     try:
@@ -78,7 +82,7 @@ class _Reading:
         self.path = path
         self.file = file
         self.metadata = metadata
-        self.exact = "precision" in metadata.extra
+        self.exact = metadata.precision != "float32"
         self.layers = {layer.name: layer for layer in metadata.layers}
         self.output = next(name for name, node in file.nodes.items() if isinstance(node, nir.Output))
         self.dialect = self._dialect()

@@ -44,25 +44,20 @@ class ExportedFile:
         if kind.takes == self.format.name:
             return open_runtime(kind, self.path)
         if kind.takes == "folded" and (graph := self.read_back()) is not None:
-            return self._open_exact(kind, graph) if self.precision != "float32" else open_runtime(kind, graph)
+            return self._open_exact(kind, graph) if self.metadata.precision != "float32" else open_runtime(kind, graph)
         raise DalifError(
             Code.BAD_OPTION, f"--runtime {kind.name}: runs {RUNS[kind.takes]}, not .{self.format.name} files"
         )
 
-    @property
-    def precision(self) -> str:
-        """ "float32", or of which exact sums it is."""
-        return self.metadata.extra.get("precision", "float32")
-
     def _open_exact(self, kind: RuntimeKind, graph: SpikingGraph) -> Runtime:
-        if kind.name != EventsRuntime.name or self.precision not in self.format.precisions:
+        if kind.name != EventsRuntime.name or self.metadata.precision not in self.format.precisions:
             raise DalifError(
                 Code.BAD_OPTION,
-                f"--runtime {kind.name}: does not run {self.path}, which is of precision {self.precision!r}; "
+                f"--runtime {kind.name}: does not run {self.path}, which is of precision {self.metadata.precision!r}; "
                 f"{EventsRuntime.name} runs exact files",
             )
         try:
-            return EventsRuntime(graph, arithmetic="exact" if self.precision == "exact" else "exact64")
+            return EventsRuntime(graph, arithmetic="exact" if self.metadata.precision == "exact" else "exact64")
         except DalifError as error:
             if error.code not in (Code.BAD_GRAPH, Code.TARGET_CANNOT_HOLD):
                 raise

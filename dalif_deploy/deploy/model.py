@@ -337,15 +337,16 @@ def _other_timesteps(model: Model, timesteps: int | None) -> Model:
 
 
 def _from_nir(path: Path, options: LoadOptions) -> Model:
-    from dalif_deploy.capturing.nir import read_nir
+    from dalif_deploy.capturing.nir import graph_of
     from dalif_deploy.nir_io import open_nir, written_elsewhere
 
     if written_elsewhere(path):
         return _from_foreign_nir(path, options)
-    graph = read_nir(path)  # what is no NIR file at all is told before options are
+    file, metadata = open_nir(path)  # what is no NIR file at all is told before options are
+    graph = graph_of(path, file, metadata)
     _refuse_options(path, options, allowed=("adapter", "trust_pickle", "structure_only"))
     notes = ["the model is a NIR file: it is its own reference"]
-    if open_nir(path)[1].extra.get("precision", "float32") != "float32":
+    if metadata.precision != "float32":
         if not options.structure_only:
             raise DalifError(
                 Code.BAD_OPTION,

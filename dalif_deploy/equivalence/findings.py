@@ -6,8 +6,9 @@ kilobyte for each; in columns one takes 58 bytes, and nothing is built for it un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import eq
 from typing import Any, overload
 
 import numpy as np
@@ -75,21 +76,6 @@ class Findings(Sequence[NeuronStepFinding]):
         self._names = list(layers)
 
     @classmethod
-    def of(cls, layers: Shapes, findings: Iterable[NeuronStepFinding]) -> Findings:
-        """Findings that were made one by one."""
-        if isinstance(findings, Findings):
-            return findings.about(layers)
-        places = {name: place for place, name in enumerate(layers)}
-        rows = [
-            tuple(
-                {**vars(f), "layer": places[f.layer], "index": np.ravel_multi_index(f.index, layers[f.layer])}[column]
-                for column in COLUMNS
-            )
-            for f in findings
-        ]
-        return cls(layers, np.array(rows, ROW))
-
-    @classmethod
     def joined(cls, layers: Shapes, parts: Sequence[Findings]) -> Findings:
         """All parts, one behind the other."""
         rows = [part.about(layers).rows for part in parts]
@@ -113,7 +99,7 @@ class Findings(Sequence[NeuronStepFinding]):
         return (self._one(row.item()) for row in self.rows)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and len(self) == len(other) and all(map(_equal, self, other))
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]  # rows may be changed by whoever holds them
 
@@ -166,7 +152,3 @@ class Findings(Sequence[NeuronStepFinding]):
 def within(margin: Values | float, bound: Values | float) -> NDArray[np.bool_]:
     """Where rounding can take a margin over the threshold. NaN is nowhere within."""
     return np.asarray((np.abs(margin) <= bound) & (np.asarray(bound) > 0.0))
-
-
-def _equal(one: object, other: object) -> bool:
-    return one == other

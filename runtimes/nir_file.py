@@ -64,12 +64,12 @@ class NirFile:
     @property
     def exact(self) -> bool:
         """Whether its sums are exact, and its input whole numbers."""
-        return self.metadata.extra.get("precision", "float32") != "float32"
+        return self.metadata.precision != "float32"
 
     def check(self, dialect: Dialect) -> None:
         """Raises `DalifError`: RUNTIME_CANNOT_RUN, naming the node, for what the simulator would misread or refuse;
         FILE_DAMAGED for a precision that no .nir has, and for an exact file that makes other numbers of codes."""
-        precision, encoding = self.metadata.extra.get("precision", "float32"), self.metadata.input.encoding
+        precision, encoding = self.metadata.precision, self.metadata.input.encoding
         if precision not in ("float32", "exact"):
             raise DalifError(
                 Code.FILE_DAMAGED, f"{self.path}: says that its precision is {precision!r}, which no .nir has"
@@ -222,8 +222,8 @@ class NirSimulator:
     """A simulator that has read a file, on the CPU: how its modules are stepped, and what is said of them.
 
     `name`: as the user gives it to --runtime, and the package's. `title`: as the package writes itself.
-    `modules`: the simulator's own, for every node but input and output. `neurons`: those whose classes count as its
-    neurons. `stepped`: a module with state as a step. `notes`: what is steered round.
+    `modules`: the simulator's own, for every node but input and output. `stepped`: a module with state as a step.
+    `notes`: what is steered round. `neuron_of`: the neuron in the module of a layer, where that is a wrapper.
     """
 
     name: ClassVar[str]
@@ -233,13 +233,13 @@ class NirSimulator:
         self,
         file: NirFile,
         modules: Mapping[str, torch.nn.Module],
-        neurons: list[torch.nn.Module],
         *,
         stepped: Callable[[Any], Step],
         notes: tuple[str, ...],
         dtype: torch.dtype = torch.float32,
+        neuron_of: Callable[[Any], torch.nn.Module] = lambda module: module,
     ) -> None:
-        self.neuron_class: str = qualified_names(neurons)
+        self.neuron_class: str = qualified_names([neuron_of(modules[layer.name]) for layer in file.metadata.layers])
         """The class, or classes, of the neurons that run."""
         self.notes = notes
         """What is steered round."""

@@ -43,11 +43,10 @@ class NorseRuntime(NirSimulator):
         file.check(NORSE)
         with importing(file, self.name):
             modules = {name: module for name, node in file.graph.nodes.items() if (module := _imported(node))}
-        neurons = [modules[layer.name] for layer in file.metadata.layers]
         wired = "nodes are wired by dalif_deploy, since norse.torch.from_nir runs them out of order where sums occur"
         pooled = any(isinstance(node, nir.AvgPool2d) for node in file.graph.nodes.values())
         notes = (wired, "average pools are nirtorch's, since norse has none") if pooled else (wired,)
-        super().__init__(file, modules, neurons, stepped=itself, notes=notes)
+        super().__init__(file, modules, stepped=itself, notes=notes)
 
 
 def _imported(node: nir.NIRNode) -> torch.nn.Module | None:

@@ -55,10 +55,9 @@ class SinabsRuntime(NirSimulator):
             modules = {name: module for name, node in file.graph.nodes.items() if (module := _imported(node))}
         lifs = {name: node for name, node in file.graph.nodes.items() if isinstance(node, nir.LIF)}
         given = [_configured(modules[name], node) for name, node in lifs.items()]
-        neurons = [modules[layer.name] for layer in file.metadata.layers]
         maps = any(np.ndim(node.v_leak) > 1 for node in lifs.values())
         notes = (_RULES, *([_LEAK] if any(given) else []), *([_MAPS] if maps else []), _WIRING)
-        super().__init__(file, modules, neurons, stepped=_stepped, notes=notes)
+        super().__init__(file, modules, stepped=_stepped, notes=notes)
 
 
 def _imported(node: nir.NIRNode) -> torch.nn.Module | None:

@@ -49,8 +49,7 @@ class SnnTorchRuntime(NirSimulator):
             from snntorch.import_nir import import_from_nir
 
             modules = submodules(import_from_nir(nir.read(str(path))), file)
-        neurons = [modules[layer.name] for layer in file.metadata.layers]
-        super().__init__(file, modules, neurons, stepped=_stepped, notes=(NIRTORCH_ORDER,))
+        super().__init__(file, modules, stepped=_stepped, notes=(NIRTORCH_ORDER,))
 
 
 def _stepped(neuron: Any) -> Step:

@@ -62,8 +62,10 @@ class SpikingJellyRuntime(NirSimulator):
             from spikingjelly.activation_based.nir_exchange import import_from_nir
 
             modules: dict[str, Any] = submodules(import_from_nir(str(path), dt=DT, dtype=_DTYPES[dtype]), file)
-        neurons = [modules[layer.name].module for layer in file.metadata.layers]
-        super().__init__(file, modules, neurons, stepped=itself, notes=(NIRTORCH_ORDER,), dtype=_DTYPES[dtype])
+        super().__init__(
+            file, modules, stepped=itself, notes=(NIRTORCH_ORDER,), dtype=_DTYPES[dtype],
+            neuron_of=lambda wrapper: wrapper.module,
+        )  # fmt: skip
 
     def run(self, batch: NDArray[np.generic]) -> Recording:
         """One batch, [N, ...] static or [N, T, ...] temporal; see `Stepper.run`."""

@@ -18,6 +18,10 @@ from dalif_deploy.passes import FOLDING
 from dalif_deploy.recording import Recording
 
 PROVED_SAMPLES = 4
+_WHY = (
+    "the reader of this neuron class gives other parameters or rules than the class uses, or this is a fault of the "
+    "capture"
+)
 
 
 def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic]], precision: Precision) -> Recording:
@@ -44,8 +48,7 @@ def prove_capture(captured: CapturedModule, batches: Iterable[NDArray[np.generic
             Code.CAPTURE_MISMATCH,
             f"layer '{first.layer}', step {first.t}, index {list(first.index)} of sample {first.sample}: the module "
             f"{'fired' if first.fired else 'did not fire'}, the captured graph has a potential of "
-            f"{first.potential:.9g} at a threshold of {first.threshold:.9g}; the reader of this neuron class gives "
-            "other parameters or rules than the class uses, or this is a fault of the capture",
+            f"{first.potential:.9g} at a threshold of {first.threshold:.9g}; {_WHY}",
         )
     return Recording.joined(fired)
 
@@ -81,8 +84,7 @@ def _fires_alike(step: NeuronStep, fired: NDArray[np.bool_], far: NDArray[np.boo
             f"layer '{step.neuron.name}', step {step.t}, index {list(place[1:])} of sample {place[0]}: in float64 the "
             f"module {'fired' if fired[place] else 'did not fire'}, the captured graph has a potential of "
             f"{step.compared[place]:.17g} at a threshold of {_at(step.neuron.v_threshold, place, fired.shape):.17g}; "
-            "the reader of this neuron class gives other parameters or rules than the class uses, or this is a fault "
-            "of the capture",
+            f"{_WHY}",
         )
 
 
@@ -99,8 +101,7 @@ def _same(name: str, t: int, what: str, module: Array, graph: Values, bound: Val
     raise DalifError(
         Code.CAPTURE_MISMATCH,
         f"layer '{name}', step {t}, index {list(place[1:])} of sample {place[0]}: the module {what} "
-        f"{module[place]:.17g}, the captured graph {graph[place]:.17g}; the reader of this neuron class gives other "
-        "parameters or rules than the class uses, or this is a fault of the capture",
+        f"{module[place]:.17g}, the captured graph {graph[place]:.17g}; {_WHY}",
     )
 
 
